@@ -1,0 +1,188 @@
+"""Small networks for 32 x 32 images: the CIFAR ResNets of He et al. and the two bundled backbones."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+LAB_MEAN: tuple[float, float, float] = (0.5, 0.5, 0.5)
+LAB_STD: tuple[float, float, float] = (0.5, 0.5, 0.5)
+LAB_IMAGE_SIZE = 32
+STAGE_WIDTHS: tuple[int, int, int] = (16, 32, 64)
+
+Shortcut = Literal["A", "B"]
+
+
+class ZeroPadShortcut(nn.Module):
+    """Option-A shortcut: subsamples the image and adds zero channels on both sides; it has no parameters.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output; the difference to `in_channels` must be even.
+        stride: Step of the subsampling in pixels.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.padding = (out_channels - in_channels) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        subsampled = x[:, :, :: self.stride, :: self.stride]
+        # (batch, in_channels, H / stride, W / stride) -> (batch, out_channels, H / stride, W / stride)
+        return F.pad(subsampled, (0, 0, 0, 0, self.padding, self.padding))
+
+
+def _make_shortcut(in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> nn.Module:
+    """Return the identity where shapes agree, else the shortcut of the named option."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    if shortcut == "A":
+        return ZeroPadShortcut(in_channels, out_channels, stride)
+    projection = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
+    return nn.Sequential(projection, nn.BatchNorm2d(out_channels))
+
+
+class CifarBlock(nn.Module):
+    """Basic residual block: two 3 x 3 convolutions with BatchNorm and a shortcut around them.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: Stride of the first convolution, in pixels.
+        shortcut: "A" (subsampling and zero channels) or "B" (1 x 1 convolution and BatchNorm).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = _make_shortcut(in_channels, out_channels, stride, shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(residual)) + self.shortcut(x))
+
+
+def _make_stage(in_channels: int, out_channels: int, stride: int, n_blocks: int, shortcut: Shortcut) -> nn.Sequential:
+    """Return `n_blocks` blocks of which the first changes the width and the resolution."""
+    first = CifarBlock(in_channels, out_channels, stride, shortcut)
+    rest = (CifarBlock(out_channels, out_channels, 1, shortcut) for _ in range(n_blocks - 1))
+    return nn.Sequential(first, *rest)
+
+
+class CifarResNet(nn.Module):
+    """ResNet for small images: a 3 x 3 stem, three stages of 16, 32 and 64 channels, average pooling, a linear readout.
+
+    Args:
+        depth: Number of weighted layers, 6n + 2 with n >= 1 blocks per stage (8, 14, 20, 32, 44, 56, 110, ...).
+        num_classes: Outputs of the readout, at least 1.
+        stem_stride: Stride of the stem in pixels: 1 as published; 2 is four times cheaper.
+        shortcut: "A" (no parameters, as published for CIFAR) or "B" (1 x 1 convolution and BatchNorm).
+
+    Raises:
+        ValueError: If an argument is outside these ranges.
+
+    Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (2015), section 4.2.
+    """
+
+    def __init__(self, depth: int = 20, num_classes: int = 10, stem_stride: int = 1, shortcut: Shortcut = "A") -> None:
+        super().__init__()
+        _check_cifar_resnet(depth, num_classes, stem_stride, shortcut)
+        n_blocks = (depth - 2) // 6
+        narrow, middle, wide = STAGE_WIDTHS
+        self.num_classes = num_classes
+        self.num_features = wide
+        self.conv1 = nn.Conv2d(3, narrow, kernel_size=3, stride=stem_stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(narrow)
+        self.layer1 = _make_stage(narrow, narrow, 1, n_blocks, shortcut)
+        self.layer2 = _make_stage(narrow, middle, 2, n_blocks, shortcut)
+        self.layer3 = _make_stage(middle, wide, 2, n_blocks, shortcut)
+        self.linear = nn.Linear(wide, num_classes)
+        self._initialize_weights()
+
+    def _initialize_weights(self) -> None:
+        """Draw convolutions from He's normal distribution; the linear layer keeps torch's own start."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last feature map, (batch, 64, height, width), of normalized images (batch, 3, H, W)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool a feature map and return logits (batch, classes), or features (batch, 64) with `pre_logits`."""
+        features = x.mean(dim=(2, 3))
+        return features if pre_logits else self.linear(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (batch, classes) of normalized images (batch, 3, height, width)."""
+        return self.forward_head(self.forward_features(x))
+
+
+def _check_cifar_resnet(depth: int, num_classes: int, stem_stride: int, shortcut: str) -> None:
+    """Raise ValueError that names the first argument out of range and what is allowed."""
+    if depth < 8 or (depth - 2) % 6 != 0:
+        raise ValueError(f"depth must be 6n + 2 with n >= 1 (8, 14, 20, 32, 44, 56, 110, ...), got {depth!r}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes!r}")
+    if stem_stride < 1:
+        raise ValueError(f"stem_stride must be at least 1, got {stem_stride!r}")
+    if shortcut not in ("A", "B"):
+        raise ValueError(f"shortcut must be 'A' or 'B', got {shortcut!r}")
+
+
+def lab_resnet(num_classes: int = 100) -> CifarResNet:
+    """Return an untrained `lab-resnet`: depth 20, stem stride 2, projection shortcuts, about 0.28 M parameters.
+
+    Args:
+        num_classes: Outputs of the readout `linear`; 100 is what the bundled weights have.
+
+    Returns:
+        A network for images (batch, 3, 32, 32) normalized with `LAB_MEAN` and `LAB_STD`.
+    """
+    return CifarResNet(depth=20, num_classes=num_classes, stem_stride=2, shortcut="B")
+
+
+def lab_vit(num_classes: int = 100) -> VisionTransformer:
+    """Return an untrained `lab-vit`: timm's vision transformer, patch 4, width 96, 6 blocks, about 0.47 M parameters.
+
+    Args:
+        num_classes: Outputs of the readout `head`; 100 is what the bundled weights have.
+
+    Returns:
+        A network for images (batch, 3, 32, 32) normalized with `LAB_MEAN` and `LAB_STD`; its features are the
+        mean of the 64 normalized patch tokens.
+
+    Raises:
+        ValueError: If `num_classes` is negative.
+    """
+    if num_classes < 0:
+        raise ValueError(f"num_classes must be at least 0 (0: no readout), got {num_classes!r}")
+    return VisionTransformer(
+        img_size=LAB_IMAGE_SIZE,
+        patch_size=4,
+        embed_dim=96,
+        depth=6,
+        num_heads=3,
+        mlp_ratio=2.0,
+        num_classes=num_classes,
+        global_pool="avg",
+        class_token=False,
+        fc_norm=False,  # keep `norm` before pooling, so that the tail is norm -> mean -> head
+    )
+
+
+def normalize_lab_images(images: Tensor) -> Tensor:
+    """Return float32 images (batch, 3, 32, 32) in [-1, 1] from uint8 ones: what both bundled backbones expect."""
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8, got {images.dtype}")
+    mean = torch.tensor(LAB_MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(LAB_STD, device=images.device).view(3, 1, 1)
+    return (images.float() / 255 - mean) / std
