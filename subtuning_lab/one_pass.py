@@ -1,0 +1,118 @@
+"""Many candidate subsets through one network: the frozen trunk once, frozen suffixes shared along the batch axis."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from subtuning_lab.chain import Chain, subset_of
+from subtuning_lab.folding import fold_batchnorm
+
+
+class Candidate(nn.Module):
+    """One subset in training: its own copies of the tuned parts, and its own readout.
+
+    Args:
+        backbone: the chain that the copies start from; left untouched.
+        subset: names of the tuned parts.
+        head: the new readout, taken over.
+        bn: BatchNorm mode of the tuned parts, as in `set_trainable`.
+    """
+
+    def __init__(self, backbone: Chain, subset: frozenset[str], head: nn.Linear, bn: str):
+        super().__init__()
+        self.subset = subset_of(backbone, subset)
+        self.positions = {name: i for i, name in enumerate(backbone.part_names) if name in self.subset}
+        self.tuned = nn.ModuleDict(
+            {str(i): copy.deepcopy(backbone.part(name)).requires_grad_() for name, i in self.positions.items()}
+        )
+        self.head, self.bn = head, bn
+        #: position of the first tuned part: the candidate leaves the trunk there
+        self.fork = min(self.positions.values(), default=len(backbone.part_names))
+
+    def owns(self, position: int) -> bool:
+        """Whether the part at this position is tuned."""
+        return str(position) in self.tuned
+
+    def train(self, mode: bool = True) -> Candidate:
+        """As for any module, except that frozen BatchNorm keeps its statistics."""
+        super().train(mode)
+        if self.bn == "frozen":
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.training = False
+        return self
+
+    def snapshot(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Copies of all weights and buffers on the CPU: part name -> tensors, and "head"."""
+        parts = {name: self.tuned[str(i)] for name, i in self.positions.items()} | {"head": self.head}
+        return {name: {k: v.detach().cpu().clone() for k, v in m.state_dict().items()} for name, m in parts.items()}
+
+
+class SharedForward:
+    """The frozen network as all candidates share it.
+
+    Rows of different candidates stand side by side on the batch axis. That equals separate networks because frozen
+    parts don't mix rows: their BatchNorm is in eval mode, everything else works image by image. Parts that do mix
+    rows, BatchNorm in train mode, are tuned, and see the rows of their own candidate alone.
+
+    Args:
+        backbone: the pretrained chain.
+        example: normalized images (batch, 3, height, width), two or more, to check folded parts with.
+        fold: whether frozen BatchNorm is folded into its convolution; equal up to rounding.
+
+    Source: PAPER "Efficient Multi-Task Inference", whose batch-axis concatenation is used here for training.
+    """
+
+    def __init__(self, backbone: Chain, example: torch.Tensor, fold: bool = True):
+        self.frozen: list[nn.Module] = []
+        with torch.no_grad():
+            for part in backbone.parts:
+                self.frozen.append(fold_batchnorm(part, example) if fold else part)
+                example = part(example)
+
+    def features(self, x: torch.Tensor, candidates: Sequence[Candidate]) -> dict[Candidate, torch.Tensor]:
+        """Features (batch, num_features) of every candidate for one batch of normalized images."""
+        trunk = self._trunk(x, max(c.fork for c in candidates))
+        at_end = {c: trunk[-1] for c in candidates if c.fork == len(self.frozen)}
+        return at_end | self._branches(trunk, [c for c in candidates if c not in at_end])
+
+    @torch.no_grad()
+    def _trunk(self, x: torch.Tensor, depth: int) -> list[torch.Tensor]:
+        """Inputs of the parts 0 ... depth of the frozen network."""
+        activations = [x]
+        for part in self.frozen[:depth]:
+            activations.append(part(activations[-1]))
+        return activations
+
+    def _branches(self, trunk: list[torch.Tensor], candidates: Sequence[Candidate]) -> dict[Candidate, torch.Tensor]:
+        """Runs every candidate from its fork to the features."""
+        on_board: list[Candidate] = []  # whose rows are in h, in this order
+        h = None
+        for position, frozen in enumerate(self.frozen):
+            joining = [c for c in candidates if c.fork == position]
+            own = [c for c in on_board if c.owns(position)]
+            shared = [c for c in on_board if c not in own]
+            outputs = []
+            if shared:
+                outputs.append(frozen(_rows(h, on_board, shared)))
+            outputs += [c.tuned[str(position)](_rows(h, on_board, [c])) for c in own]
+            outputs += [c.tuned[str(position)](trunk[position]) for c in joining]
+            on_board = shared + own + joining
+            h = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)) if outputs else None
+        return dict(zip(on_board, h.chunk(len(on_board)), strict=True)) if on_board else {}
+
+
+def _rows(h: torch.Tensor, on_board: list[Candidate], wanted: list[Candidate]) -> torch.Tensor:
+    """The rows of some candidates, without a copy where they stand together at the front."""
+    batch = len(h) // len(on_board)
+    if wanted == on_board[: len(wanted)]:
+        return h[: batch * len(wanted)]
+    places = [on_board.index(c) for c in wanted]
+    if len(places) == 1:
+        return h[batch * places[0] : batch * (places[0] + 1)]
+    return torch.cat([h[batch * i : batch * (i + 1)] for i in places])

@@ -1,0 +1,89 @@
+"""How many candidates fit into one pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import psutil
+import torch
+from torch import nn
+
+from subtuning_lab.chain import Chain
+
+_SHARE_OF_FREE = 0.6  # the rest is for temporary results of single operations, and for everybody else
+_STATES_PER_WEIGHT = 4  # weight, gradient and AdamW's two moments
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that one pass may take on the device: a safe share of what is free now."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return int(_SHARE_OF_FREE * free)
+
+
+def bytes_per_candidate(
+    backbone: Chain, example: torch.Tensor, subsets: Sequence[frozenset[str]], batch_size: int
+) -> list[int]:
+    """Bytes that each subset needs in training: its copies with optimizer states, and activations kept for backward.
+
+    Args:
+        backbone: the pretrained chain.
+        example: a few normalized images (batch, 3, height, width); what they leave for backward is measured.
+        subsets: the candidates.
+        batch_size: images per step.
+    """
+    kept = [bytes_ * batch_size // len(example) for bytes_ in _kept_for_backward(backbone, example)]
+    weights = [sum(p.numel() * p.element_size() for p in part.parameters()) for part in backbone.parts]
+    costs = []
+    for subset in subsets:
+        tuned = [i for i, name in enumerate(backbone.part_names) if name in subset]
+        activations = sum(kept[tuned[0] :]) if tuned else 0
+        costs.append(activations + _STATES_PER_WEIGHT * sum(weights[i] for i in tuned))
+    return costs
+
+
+def pack(costs: Sequence[int], forks: Sequence[int], limit: int) -> list[list[int]]:
+    """Candidates by number, in passes whose cost stays within the limit; one that exceeds it alone has its own pass.
+
+    Neighbours fork at neighbouring places, so that the early forks' pass has a short trunk.
+    """
+    passes: list[list[int]] = []
+    room = 0
+    for i in sorted(range(len(costs)), key=lambda i: forks[i]):
+        if not passes or costs[i] > room:
+            passes.append([])
+            room = limit
+        passes[-1].append(i)
+        room -= costs[i]
+    return passes
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the device, or the CPU's allocator, had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _kept_for_backward(backbone: Chain, example: torch.Tensor) -> list[int]:
+    """Bytes of activations that autograd keeps for each part when everything is trained."""
+    kept = []
+    x = example.detach()
+    for part in backbone.parts:
+        part = copy.deepcopy(part).requires_grad_()
+        weights = {p.untyped_storage().data_ptr() for p in [*part.parameters(), *part.buffers()]}
+        x, bytes_ = _run_and_measure(part, x, weights)
+        kept.append(bytes_)
+    return kept
+
+
+def _run_and_measure(part: nn.Module, x: torch.Tensor, weights: set[int]) -> tuple[torch.Tensor, int]:
+    storages: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        output = part(x.requires_grad_())
+    return output.detach(), sum(storages.values())
