@@ -1,0 +1,147 @@
+"""The run store: one SQLite row per score, written when its pass ends, so that a killed run resumes. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pandas as pd
+
+_COLUMNS = {
+    "key": "TEXT PRIMARY KEY",
+    "split": "TEXT NOT NULL CHECK (split IN ('fold', 'test'))",
+    "backbone": "TEXT NOT NULL",
+    "task": "TEXT NOT NULL",
+    "blocks": "TEXT NOT NULL",
+    "fold": "INTEGER",
+    "seed": "INTEGER NOT NULL",
+    "accuracy": "REAL NOT NULL CHECK (accuracy BETWEEN 0 AND 1)",
+    "loss": "REAL",
+    "n_train": "INTEGER NOT NULL",
+    "n_scored": "INTEGER NOT NULL",
+    "params": "INTEGER NOT NULL",
+    "flops": "REAL NOT NULL",
+    "epochs": "INTEGER NOT NULL",
+    "seconds": "REAL NOT NULL",
+    "device": "TEXT NOT NULL",
+    "recipe": "TEXT NOT NULL",
+    "determined_by": "TEXT NOT NULL",
+    "created": "TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))",
+}
+_JSON_COLUMNS = ("blocks", "recipe", "determined_by")
+_SCHEMA_VERSION = 1
+
+
+def record_key(determined_by: Mapping[str, object]) -> str:
+    """SHA-256 of everything that determines a score; equal mappings have equal keys in any order."""
+    return hashlib.sha256(json.dumps(determined_by, sort_keys=True).encode()).hexdigest()
+
+
+class Records:
+    """Scores that survive any crash.
+
+    A row is there whole or not at all: rows of a pass are written in one transaction. Several processes may read
+    while one writes (SQLite's write-ahead log).
+
+    Args:
+        path: of the SQLite file, made with its folder when missing; ":memory:" keeps records for this object only.
+
+    Raises:
+        ValueError: the file is not such a store, or of a newer version.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._memory = sqlite3.connect(":memory:", check_same_thread=False) if str(path) == ":memory:" else None
+        if self._memory is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._create()
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{path} is not a records file: {error}") from error
+
+    def get(self, keys: Sequence[str]) -> dict[str, dict[str, object]]:
+        """The rows that are there, by key."""
+        found: dict[str, dict[str, object]] = {}
+        with self._connection() as connection:
+            for start in range(0, len(keys), 500):  # SQLite bounds the variables of a statement
+                chunk = keys[start : start + 500]
+                marks = ", ".join("?" * len(chunk))
+                rows = connection.execute(f"SELECT * FROM scores WHERE key IN ({marks})", chunk)
+                found |= {row["key"]: _decoded(row) for row in rows}
+        return found
+
+    def put(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """Writes rows in one transaction; a key that is there already keeps its row.
+
+        Args:
+            rows: a value per column, `created` apart; `blocks`, `recipe` and `determined_by` are stored as JSON.
+
+        Raises:
+            ValueError: a missing or unknown column, or a value that a column does not allow; nothing is written.
+        """
+        names = [name for name in _COLUMNS if name != "created"]
+        rows = [_encoded(row, names) for row in rows]
+        marks = ", ".join(f":{name}" for name in names)
+        try:
+            with self._connection() as connection, connection:
+                connection.executemany(f"INSERT OR IGNORE INTO scores ({', '.join(names)}) VALUES ({marks})", rows)
+        except sqlite3.IntegrityError as error:
+            raise ValueError(f"not a score: {error}") from error
+
+    def count_test(self, study: str) -> int:
+        """Notes one use of a study's test split; returns how many there have been."""
+        with self._connection() as connection, connection:
+            connection.execute("INSERT INTO test_uses (study) VALUES (?)", (study,))
+        return self.test_uses(study)
+
+    def test_uses(self, study: str | None = None) -> int:
+        """How often the test split was used: by one study, or by all."""
+        where, values = ("", ()) if study is None else (" WHERE study = ?", (study,))
+        with self._connection() as connection:
+            return connection.execute(f"SELECT count(*) FROM test_uses{where}", values).fetchone()[0]
+
+    def table(self) -> pd.DataFrame:
+        """All rows, oldest first."""
+        with self._connection() as connection:
+            rows = [_decoded(row) for row in connection.execute("SELECT * FROM scores ORDER BY created, rowid")]
+        return pd.DataFrame(rows, columns=list(_COLUMNS))
+
+    def _create(self) -> None:
+        columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
+        with self._connection() as connection, connection:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > _SCHEMA_VERSION:
+                raise ValueError(f"{self.path} has version {version}; this package reads up to {_SCHEMA_VERSION}")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(f"CREATE TABLE IF NOT EXISTS scores ({columns})")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS test_uses (study TEXT NOT NULL, "
+                "created TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now')))"
+            )
+            connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+    @contextmanager
+    def _connection(self):
+        """A connection for one call, so that threads and forks never share one."""
+        if self._memory is not None:
+            self._memory.row_factory = sqlite3.Row
+            yield self._memory
+            return
+        with closing(sqlite3.connect(self.path, timeout=60)) as connection:
+            connection.row_factory = sqlite3.Row
+            yield connection
+
+
+def _encoded(row: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:
+    if set(row) != set(names):
+        raise ValueError(f"not a score: columns {sorted(set(row) ^ set(names))} are missing or unknown")
+    return {name: json.dumps(row[name], sort_keys=True) if name in _JSON_COLUMNS else row[name] for name in names}
+
+
+def _decoded(row: sqlite3.Row) -> dict[str, object]:
+    return {name: json.loads(row[name]) if name in _JSON_COLUMNS else row[name] for name in row.keys()}  # noqa: SIM118
