@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -15,6 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.flop_counter import FlopCounterMode
 
 BatchNormMode = Literal["batch", "frozen"]
@@ -39,7 +41,7 @@ class Chain(nn.Module):
         source_head: the pretrained readout on the features, kept beside the chain; no part of it.
 
     Raises:
-        ValueError: no blocks, duplicate or reserved block names, or num_features below 1.
+        ValueError: no blocks, reserved block names, num_features below 1, or parameters that two parts share.
 
     Source: PAPER "SubTuning", where a residual block or a transformer layer is the unit of choice.
     """
@@ -69,6 +71,7 @@ class Chain(nn.Module):
         self.source_head = source_head
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)  # (3, 1, 1)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        _check_parameters(self)
         set_trainable(self, [])
 
     @property
@@ -92,9 +95,10 @@ class Chain(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes and bytes of every parameter and buffer: equal weights, equal fingerprint."""
+        """SHA-256 over the modules as printed and all parameters and buffers: equal networks, equal fingerprint."""
         digest = hashlib.sha256(repr((self.part_names, self.mean.tolist(), self.std.tolist())).encode())
         for name, part in zip(self.part_names, self.parts, strict=True):
+            digest.update(re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part)).encode())  # strides, activations, pooling ...
             for key, tensor in part.state_dict().items():
                 digest.update(f"{name}/{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
                 digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -145,6 +149,8 @@ def set_trainable(backbone: Chain, blocks: Iterable[str] | Literal["all"], bn: B
     backbone._trainable, backbone._bn = subset_of(backbone, blocks), check_bn(bn)
     for name, part in zip(backbone.part_names, backbone.parts, strict=True):
         part.requires_grad_(name in backbone._trainable)
+        if name not in backbone._trainable:
+            part.zero_grad(set_to_none=True)  # an optimizer that still holds the part would apply what is left there
     if backbone.source_head is not None:
         backbone.source_head.requires_grad_(False)
     return backbone.train(backbone.training)
@@ -174,18 +180,18 @@ def count_parameters(backbone: Chain, blocks: Iterable[str] | Literal["all"]) ->
     return sum(p.numel() for name in subset_of(backbone, blocks) for p in backbone.part(name).parameters())
 
 
-def part_table(backbone: Chain, image_size: int | None = None) -> pd.DataFrame:
+def part_table(backbone: Chain, image_size: int | tuple[int, int] | None = None) -> pd.DataFrame:
     """One row a part: its parameters, and forward FLOPs and output shape for one image.
 
     Args:
-        image_size: height and width in pixels; by default the backbone's own.
+        image_size: height and width in pixels, one number if they are equal; by default the backbone's own.
 
     Returns:
         Table with index `part` and columns `position` (0 for the stem), `params`, `flops`, `output_shape`.
     """
     _, height, width = backbone.input_size
     if image_size is not None:
-        height = width = image_size
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     # On the meta device nothing is computed, and fused attention is counted like any other product.
     skeleton = copy.deepcopy(backbone).to("meta").eval()
     x, rows = torch.empty(1, 3, height, width, device="meta", dtype=backbone.mean.dtype), []
@@ -218,6 +224,25 @@ def training_flops(table: pd.DataFrame, blocks: Iterable[str]) -> dict[str, int]
     }
 
 
+def copy_weights(parts: Mapping[str, nn.Module]) -> dict[str, dict[str, torch.Tensor]]:
+    """Copies of all weights and buffers of some modules on the CPU: module name -> tensor name -> tensor."""
+    return {
+        name: {key: tensor.detach().cpu().clone() for key, tensor in part.state_dict().items()}
+        for name, part in parts.items()
+    }
+
+
+def without_dropout(backbone: Chain) -> Chain:
+    """A frozen copy whose dropout and stochastic depth are off; they would draw from chance that candidates share."""
+    still = set_trainable(copy.deepcopy(backbone), [])
+    for module in still.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+        elif hasattr(module, "drop_prob"):  # timm's DropPath and DropBlock
+            module.drop_prob = 0.0
+    return still
+
+
 def check_bn(bn: str) -> BatchNormMode:
     """The BatchNorm mode itself, or a ValueError that lists the modes."""
     if bn not in BN_MODES:
@@ -233,6 +258,18 @@ def _position(backbone: Chain, name: str) -> int:
 def _check_block_names(blocks: Mapping[str, nn.Module]) -> None:
     if not blocks:
         raise ValueError("blocks is empty; a chain has at least 1 block")
-    reserved = {"stem", "tail", "all"} & set(blocks)
+    reserved = {"stem", "tail", "all", "head"} & set(blocks)
     if reserved:
         raise ValueError(f"block name {', '.join(sorted(reserved))} is reserved for the chain's own parts")
+    wrong = [name for name in blocks if not isinstance(name, str) or not name or "|" in name]
+    if wrong:
+        raise ValueError(f"block name {wrong[0]!r} must be a string, not empty, without |")
+
+
+def _check_parameters(backbone: Chain) -> None:
+    """A parameter that two parts share could not be frozen in one of them only."""
+    owner: dict[int, str] = {}
+    for name, part in zip(backbone.part_names, backbone.parts, strict=True):
+        for parameter in part.parameters():
+            if owner.setdefault(id(parameter), name) != name:
+                raise ValueError(f"{owner[id(parameter)]} and {name} share parameters; each part must have its own")

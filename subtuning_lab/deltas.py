@@ -15,8 +15,10 @@ from torch import nn
 
 from subtuning_lab.augmentation import resize_to
 from subtuning_lab.chain import Chain, set_trainable
+from subtuning_lab.tasks import Split
 
 _FORMAT = "subtuning-lab tuned task 1"
+_JSON_TYPES = {"blocks": list, "classes": list, "image_size": int | None, "provenance": dict}
 _SEPARATOR = "|"  # between the part and the tensor's own name; not allowed in either
 
 
@@ -48,7 +50,7 @@ class TunedTask:
         chain = set_trainable(copy.deepcopy(self.backbone), []).eval()
         for name in self.blocks:
             chain.part(name).load_state_dict(self.weights[name])
-        head = nn.Linear(chain.num_features, len(self.classes))
+        head = nn.utils.skip_init(nn.Linear, chain.num_features, len(self.classes))
         head.load_state_dict(self.weights["head"])
         return _TaskNetwork(chain, head.to(chain.mean).requires_grad_(False), self.image_size).eval()
 
@@ -58,6 +60,15 @@ class TunedTask:
         device = self.backbone.mean.device
         with torch.no_grad():
             return torch.cat([network(rows.to(device)).softmax(-1).cpu() for rows in images.split(batch_size)])
+
+    def accuracy(self, split: Split, batch_size: int = 256) -> float:
+        """Share of a split's images, in [0, 1], that are classified right."""
+        network, device, hits = self.network(), self.backbone.mean.device, 0
+        with torch.no_grad():
+            for rows in torch.arange(len(split)).split(batch_size):
+                predictions = network(split.images[rows].to(device)).argmax(-1).cpu()
+                hits += int((predictions == split.labels[rows]).sum())
+        return hits / len(split)
 
     def save(self, path: str | Path) -> Path:
         """Writes a .safetensors file of the tuned part only, whole or not at all. Raises ValueError for other names."""
@@ -98,22 +109,18 @@ def load_tuned(path: str | Path, backbone: Chain) -> TunedTask:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no tuned task at {path}")
+    if not isinstance(backbone, Chain):
+        raise TypeError(f"backbone is a {type(backbone).__name__}; it must be a Chain")
     header, weights = _read(Path(path))
     if header["base"] != backbone.fingerprint:
         raise ValueError(
             f"{path} was tuned from {header['base_name']} with fingerprint {header['base'][:12]}; "
             f"this backbone is {backbone.name} with {backbone.fingerprint[:12]}"
         )
-    blocks = frozenset(json.loads(header["blocks"]))
-    _check_complete(Path(path), weights, backbone, blocks)
-    return TunedTask(
-        backbone=backbone,
-        blocks=blocks,
-        weights=weights,
-        classes=tuple(json.loads(header["classes"])),
-        image_size=json.loads(header["image_size"]),
-        provenance=json.loads(header["provenance"]),
-    )
+    values = {name: _value(Path(path), name, header[name]) for name in _JSON_TYPES}
+    blocks, classes = frozenset(values["blocks"]), tuple(values["classes"])
+    _check_complete(Path(path), weights, backbone, blocks, len(classes))
+    return TunedTask(backbone, blocks, weights, classes, values["image_size"], values["provenance"])
 
 
 class _TaskNetwork(nn.Module):
@@ -137,6 +144,9 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, dict[str, torch.Tensor]
         raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
     if header.get("format") != _FORMAT:
         raise ValueError(f"{path} holds no tuned task: its header says {header.get('format')!r}, not {_FORMAT!r}")
+    lacking = {"base", "base_name", *_JSON_TYPES} - set(header)
+    if lacking:
+        raise ValueError(f"{path} lacks {', '.join(sorted(lacking))} in its header")
     weights: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         part, _, key = name.partition(_SEPARATOR)
@@ -144,8 +154,28 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, dict[str, torch.Tensor]
     return header, weights
 
 
-def _check_complete(path: Path, weights: dict, backbone: Chain, blocks: frozenset[str]) -> None:
-    expected = {name: set(backbone.part(name).state_dict()) for name in blocks} | {"head": {"weight", "bias"}}
-    for name, keys in expected.items():
-        if keys != set(weights.get(name, {})):
-            raise ValueError(f"{path} lacks tensors of {name}: {sorted(keys ^ set(weights.get(name, {})))}")
+def _value(path: Path, name: str, text: str) -> object:
+    """One value of the header, of the type that it must have."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: {name} in its header is {text!r}, which is no JSON") from error
+    if not isinstance(value, _JSON_TYPES[name]):
+        raise ValueError(f"{path}: {name} in its header is {text!r}, which is of the wrong type")
+    return value
+
+
+def _check_complete(path: Path, weights: dict, backbone: Chain, blocks: frozenset[str], n_classes: int) -> None:
+    """Raises ValueError unless the file holds every tensor of the tuned parts and the readout, in its shape."""
+    expected = {name: _shapes(backbone.part(name).state_dict()) for name in blocks}
+    expected["head"] = {"weight": (n_classes, backbone.num_features), "bias": (n_classes,)}
+    for name in expected.keys() | weights.keys():
+        wanted, given = expected.get(name, {}), _shapes(weights.get(name, {}))
+        wrong = sorted(key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key))
+        if wrong:
+            shapes = f"{given.get(wrong[0], 'missing')}, expected {wanted.get(wrong[0], 'none')}"
+            raise ValueError(f"{path} doesn't fit: tensor {wrong[0]} of {name} is {shapes}")
+
+
+def _shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}

@@ -77,6 +77,11 @@ class _Tail(nn.Module):
         self.model._parameters = {}  # class token and position embedding belong to the stem
         self.after = family.after
 
+    def extra_repr(self) -> str:
+        """How features are pooled where no module says it, for the chain's fingerprint."""
+        pool = getattr(self.model, "global_pool", None)
+        return f"pool={pool}" if isinstance(pool, str) else ""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for name in self.after:
             x = getattr(self.model, name)(x)
@@ -149,7 +154,7 @@ def _config(model: nn.Module) -> dict[str, object]:
 
 def _drop(chain: Chain, names: Sequence[str]) -> Chain:
     kept = {name: block for name, block in zip(chain.block_names, chain.blocks, strict=True) if name not in names}
-    return Chain(
+    shorter = Chain(
         chain.stem,
         kept,
         chain.tail,
@@ -160,6 +165,12 @@ def _drop(chain: Chain, names: Sequence[str]) -> Chain:
         name=chain.name,
         source_head=chain.source_head,
     )
+    try:
+        with torch.no_grad():
+            shorter(torch.zeros(1, *chain.input_size))
+    except RuntimeError as error:
+        raise ValueError(f"drop_blocks: {chain.name} doesn't work without {', '.join(names)}: {error}") from error
+    return shorter
 
 
 def _blocks(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from subtuning_lab.chain import Chain, subset_of
+from subtuning_lab.chain import Chain, copy_weights, subset_of
 from subtuning_lab.folding import fold_batchnorm
 
 
@@ -49,8 +49,7 @@ class Candidate(nn.Module):
 
     def snapshot(self) -> dict[str, dict[str, torch.Tensor]]:
         """Copies of all weights and buffers on the CPU: part name -> tensors, and "head"."""
-        parts = {name: self.tuned[str(i)] for name, i in self.positions.items()} | {"head": self.head}
-        return {name: {k: v.detach().cpu().clone() for k, v in m.state_dict().items()} for name, m in parts.items()}
+        return copy_weights({name: self.tuned[str(i)] for name, i in self.positions.items()} | {"head": self.head})
 
 
 class SharedForward:
@@ -65,15 +64,24 @@ class SharedForward:
         example: normalized images (batch, 3, height, width), two or more, to check folded parts with.
         fold: whether frozen BatchNorm is folded into its convolution; equal up to rounding.
 
+    Raises:
+        ValueError: a frozen part that mixes the rows of a batch, such as BatchNorm without running statistics.
+
     Source: PAPER "Efficient Multi-Task Inference", whose batch-axis concatenation is used here for training.
     """
 
     def __init__(self, backbone: Chain, example: torch.Tensor, fold: bool = True):
         self.frozen: list[nn.Module] = []
+        self.in_place: set[int] = set()  # parts that write into their input, which others still need
         with torch.no_grad():
-            for part in backbone.parts:
+            for position, (name, part) in enumerate(zip(backbone.part_names, backbone.parts, strict=True)):
                 self.frozen.append(fold_batchnorm(part, example) if fold else part)
-                example = part(example)
+                x = example.clone()
+                output = part(x)
+                if x._version > 0:
+                    self.in_place.add(position)
+                _check_rows(name, part(example[:1].clone()), output[:1])
+                example = output
 
     def features(self, x: torch.Tensor, candidates: Sequence[Candidate]) -> dict[Candidate, torch.Tensor]:
         """Features (batch, num_features) of every candidate for one batch of normalized images."""
@@ -85,9 +93,13 @@ class SharedForward:
     def _trunk(self, x: torch.Tensor, depth: int) -> list[torch.Tensor]:
         """Inputs of the parts 0 ... depth of the frozen network."""
         activations = [x]
-        for part in self.frozen[:depth]:
-            activations.append(part(activations[-1]))
+        for position, part in enumerate(self.frozen[:depth]):
+            activations.append(part(self._own(position, activations[-1])))
         return activations
+
+    def _own(self, position: int, x: torch.Tensor) -> torch.Tensor:
+        """The input of a part, copied where the part would change it."""
+        return x.clone() if position in self.in_place else x
 
     def _branches(self, trunk: list[torch.Tensor], candidates: Sequence[Candidate]) -> dict[Candidate, torch.Tensor]:
         """Runs every candidate from its fork to the features."""
@@ -99,12 +111,21 @@ class SharedForward:
             shared = [c for c in on_board if c not in own]
             outputs = []
             if shared:
-                outputs.append(frozen(_rows(h, on_board, shared)))
-            outputs += [c.tuned[str(position)](_rows(h, on_board, [c])) for c in own]
-            outputs += [c.tuned[str(position)](trunk[position]) for c in joining]
+                outputs.append(frozen(self._own(position, _rows(h, on_board, shared))))
+            outputs += [c.tuned[str(position)](self._own(position, _rows(h, on_board, [c]))) for c in own]
+            outputs += [c.tuned[str(position)](self._own(position, trunk[position])) for c in joining]
             on_board = shared + own + joining
             h = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)) if outputs else None
         return dict(zip(on_board, h.chunk(len(on_board)), strict=True)) if on_board else {}
+
+
+def _check_rows(name: str, alone: torch.Tensor, beside_others: torch.Tensor) -> None:
+    """Raises where an image's output depends on its neighbours, far beyond rounding (which is coarse in TF32)."""
+    if (alone - beside_others).abs().amax() > 1e-2 * beside_others.abs().amax():
+        raise ValueError(
+            f"{name} mixes the images of a batch even when frozen, e.g. by BatchNorm without running statistics; "
+            'such a network can\'t be trained in one pass: give engine="sequential"'
+        )
 
 
 def _rows(h: torch.Tensor, on_board: list[Candidate], wanted: list[Candidate]) -> torch.Tensor:

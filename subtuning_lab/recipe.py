@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from subtuning_lab.augmentation import check_augmentation
 from subtuning_lab.chain import BatchNormMode, check_bn
 
+#: what all subsets of a pass have in common; recipes may differ in the rest
+SHARED_FIELDS = ("epochs", "batch_size", "warmup", "augment", "image_size", "precision", "patience")
 PRECISIONS: tuple[str, ...] = ("float32", "bf16")
 
 
@@ -64,6 +67,26 @@ class Recipe:
     def as_dict(self) -> dict[str, object]:
         """Plain values by name, for records and files."""
         return asdict(self)
+
+
+def check_recipes(recipe: Recipe | Sequence[Recipe]) -> tuple[Recipe, ...]:
+    """One or more recipes that subsets of one pass can be trained with.
+
+    Raises:
+        TypeError: something that is no recipe.
+        ValueError: none at all, or recipes that differ in what a pass shares.
+    """
+    recipes = (recipe,) if isinstance(recipe, Recipe) else tuple(recipe) if isinstance(recipe, Sequence) else (recipe,)
+    if not recipes:
+        raise ValueError("recipe is empty; give a Recipe, or a sequence of at least one")
+    for own in recipes:
+        if not isinstance(own, Recipe):
+            raise TypeError(f"recipe is a {type(own).__name__}; it must be a Recipe, or a sequence of them")
+    for name in SHARED_FIELDS:
+        values = {getattr(own, name) for own in recipes}
+        if len(values) > 1:
+            raise ValueError(f"recipes of one pass differ in {name}: {sorted(map(str, values))}; it must be the same")
+    return recipes
 
 
 def lr_factor(step: int, total: int, warmup: float) -> float:

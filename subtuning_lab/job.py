@@ -1,0 +1,168 @@
+"""One training job: what all its candidates share, and how each of them fares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from subtuning_lab.augmentation import augment, resize_to, seeded
+from subtuning_lab.chain import Chain
+from subtuning_lab.recipe import Recipe, lr_factor
+from subtuning_lab.tasks import Split
+
+Layout = TypeVar("Layout", nn.Module, torch.Tensor)
+Weights = dict[str, dict[str, torch.Tensor]]  # part name, or "head" -> tensor name -> tensor
+_ORDER, _VIEW, _HEAD = 0, 1, 2  # independent streams of chance
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One trained subset.
+
+    Args:
+        blocks: the tuned parts.
+        weights: part name -> its tensors (buffers too), and "head" -> the readout's; on the CPU.
+        losses: training loss of every step, float64 (steps,).
+        accuracy: validation accuracy in [0, 1]; None without validation images.
+        validation_loss: mean cross-entropy on the validation images; None without them.
+        epochs: epochs trained.
+        seconds: wall-clock time; candidates of one pass share its time equally.
+    """
+
+    blocks: frozenset[str]
+    weights: Weights = field(repr=False)
+    losses: torch.Tensor = field(repr=False)
+    accuracy: float | None
+    validation_loss: float | None
+    epochs: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all candidates of a call share."""
+
+    backbone: Chain
+    train: Split
+    validation: Split | None
+    recipe: Recipe
+    num_classes: int
+    seed: int
+    on_step: Callable[[int], None]
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.mean.device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.train) // self.recipe.batch_size)
+
+    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """One epoch of normalized views (batch, 3, height, width) and labels (batch,), equal sizes up to one."""
+        order = torch.randperm(len(self.train), generator=seeded(self.seed, epoch, _ORDER))
+        for number, rows in enumerate(order.tensor_split(self.steps_per_epoch)):
+            images = self.train.images[rows.to(self.train.images.device)].to(self.device)
+            images = images.to(self.backbone.mean.dtype) / 255
+            generator = seeded(self.seed, epoch, _VIEW, number)
+            views = augment(images, self.recipe.augment, self.recipe.image_size, generator)
+            yield fast_layout(self.backbone.normalize(views)), self.train.labels[rows].to(self.device)
+
+    def validation_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The validation images as they are."""
+        for rows in torch.arange(len(self.validation)).split(2 * self.recipe.batch_size):
+            images = self.validation.images[rows.to(self.validation.images.device)].to(self.device)
+            views = resize_to(images.to(self.backbone.mean.dtype) / 255, self.recipe.image_size)
+            yield fast_layout(self.backbone.normalize(views)), self.validation.labels[rows].to(self.device)
+
+    def new_head(self) -> nn.Linear:
+        """A readout that starts at the same random weights for every candidate of a seed."""
+        head = nn.utils.skip_init(nn.Linear, self.backbone.num_features, self.num_classes)
+        bound, generator = self.backbone.num_features**-0.5, seeded(self.seed, _HEAD)
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * bound)
+        return head.to(self.device, self.backbone.mean.dtype)
+
+    def autocast(self) -> AbstractContextManager:
+        """Mixed precision where the recipe asks for it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
+
+    def optimizer(self, groups: list[dict[str, object]]) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+        """AdamW over parameter groups, with the recipe's schedule."""
+        optimizer = torch.optim.AdamW(groups, fused=True)
+        total = self.recipe.epochs * self.steps_per_epoch
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: lr_factor(step, total, self.recipe.warmup)
+        )
+
+
+class Course:
+    """How one candidate fares: its losses, and its best weights where the recipe stops early."""
+
+    def __init__(self, job: Job, recipe: Recipe, snapshot: Callable[[], Weights]):
+        self.job, self.recipe, self.snapshot = job, recipe, snapshot
+        self.losses: list[torch.Tensor] = []
+        self.epochs, self.best_epoch = 0, 0
+        self.score: tuple[float, float] | None = None  # (validation loss, accuracy) of the weights that are kept
+        self.best: Weights | None = None
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of one batch, noted."""
+        logits = logits.to(self.job.backbone.mean.dtype)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        self.losses.append(loss.detach())
+        return loss
+
+    def end_epoch(self, score: tuple[float, float] | None) -> bool:
+        """Notes the epoch's validation score, if there is one; returns whether to go on."""
+        self.epochs += 1
+        if score is None:
+            return True
+        if self.score is None or self.recipe.patience is None or score[0] < self.score[0]:
+            self.score, self.best_epoch = score, self.epochs
+            self.best = self.snapshot() if self.recipe.patience is not None else None
+        return self.recipe.patience is None or self.epochs - self.best_epoch < self.recipe.patience
+
+    def fit(self, blocks: frozenset[str], seconds: float) -> Fit:
+        """The finished candidate."""
+        loss, accuracy = self.score or (None, None)
+        losses = torch.stack(self.losses).double().cpu()
+        return Fit(blocks, self.best or self.snapshot(), losses, accuracy, loss, self.epochs, seconds)
+
+
+@torch.no_grad()
+def validation_scores(
+    job: Job, epoch: int, logits_of: Callable[[torch.Tensor], list[torch.Tensor]]
+) -> list[tuple[float, float]] | None:
+    """(loss, accuracy) on the validation images per candidate; None where this epoch needs no score."""
+    last = epoch == job.recipe.epochs - 1
+    if job.validation is None or not (last or job.recipe.patience is not None):
+        return None
+    totals = None
+    for images, labels in job.validation_batches():
+        with job.autocast():
+            logits = torch.stack(logits_of(images)).to(job.backbone.mean.dtype)  # (candidates, batch, classes)
+        loss = F.cross_entropy(logits.movedim(-1, 1), labels.expand(len(logits), -1), reduction="none").sum(1)
+        hits = (logits.argmax(-1) == labels).sum(1).to(loss)
+        totals = torch.stack([loss, hits], 1) + (0 if totals is None else totals)
+    return [(loss, accuracy) for loss, accuracy in (totals / len(job.validation)).tolist()]
+
+
+def parameter_groups(tuned: nn.Module, head: nn.Linear, recipe: Recipe) -> list[dict[str, object]]:
+    head_lr = recipe.head_lr if recipe.head_lr is not None else recipe.lr
+    blocks = [p for p in tuned.parameters() if p.requires_grad]
+    groups = [{"params": list(head.parameters()), "lr": head_lr, "weight_decay": recipe.weight_decay}]
+    return groups + ([{"params": blocks, "lr": recipe.lr, "weight_decay": recipe.weight_decay}] if blocks else [])
+
+
+def fast_layout(value: Layout) -> Layout:
+    """A module or images (batch, channels, height, width), channels last: what float32 convolutions are fastest in."""
+    tensor = value if isinstance(value, torch.Tensor) else next(value.parameters())
+    return value if tensor.dtype == torch.float64 else value.to(memory_format=torch.channels_last)
