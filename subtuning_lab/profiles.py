@@ -47,6 +47,7 @@ class Profile:
     def best(self) -> tuple[str, ...]:
         """Blocks of the best row of the profile; ties go to fewer parameters, then to the earlier one."""
         rows = self.table[self.table["kind"] == "blocks"]
+        rows = rows.round({"accuracy": 12})  # the order of a sum must not break a tie
         return rows.sort_values(["accuracy", "params", "position"], ascending=[False, True, True])["blocks"].iloc[0]
 
 

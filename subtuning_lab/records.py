@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -87,10 +88,11 @@ class Records:
         names = [name for name in _COLUMNS if name != "created"]
         rows = [_encoded(row, names) for row in rows]
         marks = ", ".join(f":{name}" for name in names)
+        known = "ON CONFLICT (key) DO NOTHING"  # OR IGNORE would drop forbidden values without a word
         try:
             with self._connection() as connection, connection:
-                connection.executemany(f"INSERT OR IGNORE INTO scores ({', '.join(names)}) VALUES ({marks})", rows)
-        except sqlite3.IntegrityError as error:
+                connection.executemany(f"INSERT INTO scores ({', '.join(names)}) VALUES ({marks}) {known}", rows)
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError) as error:
             raise ValueError(f"not a score: {error}") from error
 
     def count_test(self, study: str) -> int:
@@ -113,17 +115,29 @@ class Records:
 
     def _create(self) -> None:
         columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
-        with self._connection() as connection, connection:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > _SCHEMA_VERSION:
-                raise ValueError(f"{self.path} has version {version}; this package reads up to {_SCHEMA_VERSION}")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute(f"CREATE TABLE IF NOT EXISTS scores ({columns})")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS test_uses (study TEXT NOT NULL, "
-                "created TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now')))"
-            )
-            connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        with self._connection() as connection:
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")  # of several processes, one makes the tables
+                if not self._is_made(connection):
+                    connection.execute(f"CREATE TABLE scores ({columns})")
+                    connection.execute(
+                        "CREATE TABLE test_uses (study TEXT NOT NULL, "
+                        "created TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now')))"
+                    )
+                    connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+            _use_write_ahead_log(connection)
+
+    def _is_made(self, connection: sqlite3.Connection) -> bool:
+        """Whether the tables are there; raises ValueError for a newer store, and for any other SQLite file."""
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        tables = {row["name"] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if version > _SCHEMA_VERSION:
+            raise ValueError(f"{self.path} has version {version}; this package reads up to {_SCHEMA_VERSION}")
+        if version < _SCHEMA_VERSION and not tables:
+            return False
+        if version < _SCHEMA_VERSION or not {"scores", "test_uses"} <= tables:
+            raise ValueError(f"{self.path} is not a records file: its tables are {', '.join(sorted(tables))}")
+        return True
 
     @contextmanager
     def _connection(self):
@@ -135,6 +149,18 @@ class Records:
         with closing(sqlite3.connect(self.path, timeout=60)) as connection:
             connection.row_factory = sqlite3.Row
             yield connection
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection, attempts: int = 200) -> None:
+    """Switches the file's journal; SQLite doesn't wait for other processes here, so this does (up to 10 s)."""
+    for attempt in range(attempts):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if attempt == attempts - 1:
+                raise
+            time.sleep(0.05)
 
 
 def _encoded(row: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:

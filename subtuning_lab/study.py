@@ -3,55 +3,31 @@
 from __future__ import annotations
 
 import copy
-import math
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 import torch
-from tqdm import tqdm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from subtuning_lab.augmentation import resize_to
-from subtuning_lab.chain import Chain, count_parameters, in_order, part_table, set_trainable, subset_of, training_flops
+from subtuning_lab.chain import BN_MODES, Chain, count_parameters, in_order, part_table, set_trainable, training_flops
+from subtuning_lab.checks import check_number
 from subtuning_lab.deltas import TunedTask
 from subtuning_lab.images import StreamedImages
-from subtuning_lab.recipe import Recipe
+from subtuning_lab.job import Fit
+from subtuning_lab.progress import Progress
+from subtuning_lab.recipe import Recipe, check_recipes
 from subtuning_lab.records import Records, record_key
 from subtuning_lab.tasks import Split, Task
-from subtuning_lab.training import ENGINE_VERSION, ENGINES, Fit, fit_together
+from subtuning_lab.training import ENGINE_VERSION, ENGINES, fit_together
+from subtuning_lab.trials import TestResult, Trial
 
 Blocks = Iterable[str] | Literal["all"]
-_SCORE_COLUMNS = ["blocks", "fold", "seed", "accuracy", "loss", "params", "flops", "epochs", "seconds"]
-
-
-@dataclass(frozen=True)
-class TestResult:
-    """What the test split said, once per seed.
-
-    Args:
-        blocks: the tuned parts, in the network's order.
-        accuracies: test accuracy in [0, 1] per seed.
-        n_test: number of test images.
-        uses: how often this study's test split has been used so far, this time included.
-    """
-
-    __test__ = False  # the name is no pytest class
-
-    blocks: tuple[str, ...]
-    accuracies: tuple[float, ...]
-    n_test: int
-    uses: int
-    mean: float = field(init=False)
-    std: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        values = pd.Series(self.accuracies)
-        object.__setattr__(self, "mean", float(values.mean()))
-        object.__setattr__(self, "std", float(values.std(ddof=1)) if len(values) > 1 else math.nan)
 
 
 class Study:
@@ -62,16 +38,16 @@ class Study:
     Args:
         backbone: the pretrained chain; a frozen copy is taken.
         task: images and labels.
-        recipe: how subsets are trained.
+        recipe: how subsets are trained; or several, of which each subset is trained with all and counts with the one
+            that has the best mean fold accuracy: the same choice for every subset, full finetuning included.
         folds: at least 2 for cross-validation; 1 for a single split (the task's validation part, or 20 %).
         seeds: of readout, order and augmentation; every subset is trained once per fold and seed.
         records: SQLite file, a `Records`, or None for this session only. What is there is not computed again.
-        recipes: other recipes for some subsets, e.g. `{(): Recipe(lr=1e-2), "all": Recipe(bn="frozen")}`.
         device: by default the GPU if there is one.
         engine: "one_pass" or "sequential".
         memory_limit: bytes for one pass; by default most of what is free.
-        progress: whether to show a progress bar; a function is called with (trained, total) steps instead, and may
-            raise to stop.
+        progress: whether to show progress; a function is called with (trained, total) steps instead, and may raise
+            to stop.
 
     Raises:
         TypeError, ValueError: wrong arguments; images that the backbone can't take; weights that give no numbers.
@@ -81,28 +57,29 @@ class Study:
         self,
         backbone: Chain,
         task: Task,
-        recipe: Recipe,
+        recipe: Recipe | Sequence[Recipe],
         *,
         folds: int = 5,
         seeds: Sequence[int] = (0,),
         records: str | Path | Records | None = None,
-        recipes: Mapping[Blocks, Recipe] | None = None,
         device: str | torch.device | None = None,
         engine: str = "one_pass",
         memory_limit: int | None = None,
-        progress: object = True,
+        progress: bool | Callable[[int, int], None] = True,
     ):
-        _check_types(backbone, task, recipe, engine)
-        self.task, self.recipe, self.n_folds, self.seeds = task, recipe, folds, _check_seeds(seeds)
+        _check_types(backbone, task, engine)
+        check_number("folds", folds, 1)
+        check_number("memory_limit", memory_limit, 0)
+        self.recipes, self.seeds = check_recipes(recipe), _check_seeds(seeds)
+        self.task, self.n_folds = task, folds
         self.engine, self.memory_limit, self.progress = engine, memory_limit, progress
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _device(device)
         self.backbone = set_trainable(copy.deepcopy(backbone), []).eval().to(self.device)
         self.records = records if isinstance(records, Records) else Records(records or ":memory:")
-        self._recipes = {subset_of(backbone, blocks): own for blocks, own in (recipes or {}).items()}
         self._folds = task.folds(folds)
         self._fingerprints = {"backbone": backbone.fingerprint, "task": task.fingerprint}
-        _check_images(self.backbone, task, recipe)
-        self.parts = part_table(backbone, recipe.image_size or task.image_size[0])
+        _check_images(self.backbone, task, self.recipes[0].image_size)
+        self.parts = part_table(backbone, self.recipes[0].image_size or task.image_size)
 
     @property
     def block_names(self) -> tuple[str, ...]:
@@ -117,38 +94,50 @@ class Study:
     @property
     def title(self) -> str:
         """One line for figures: backbone, task, number of training images."""
-        return f"{self.backbone.name} on {self.task.name}, n = {len(self.task.train)}"
+        return f"{self.backbone.name} on {self.task.name}, {len(self.task.train)} training images"
 
     def count_parameters(self, blocks: Blocks) -> int:
         """Parameters of a subset, the readout not counted."""
         return count_parameters(self.backbone, blocks)
 
-    def recipe_of(self, blocks: Blocks) -> Recipe:
-        """The recipe that a subset is trained with."""
-        return self._recipes.get(subset_of(self.backbone, blocks), self.recipe)
-
     def scores(self, subsets: Sequence[Blocks]) -> pd.DataFrame:
-        """Fold scores of subsets, computed where no record has them.
+        """Fold scores of subsets, each with its best recipe, computed where no record has them.
 
         Args:
             subsets: part names each; [] is linear probing, "all" full finetuning.
 
         Returns:
             One row per subset, seed and fold, in this order: `blocks` (tuple in the network's order), `fold`, `seed`,
-            `accuracy` in [0, 1], `loss`, `params`, `flops` of the training, `epochs`, `seconds`.
+            `accuracy` in [0, 1], `loss`, `params`, `flops` of the training, `epochs`, `seconds`, and the recipe's
+            `lr`, `head_lr`, `weight_decay` and `bn`.
         """
-        wanted = list(dict.fromkeys(in_order(self.backbone, blocks) for blocks in subsets))
-        keys = {
-            (blocks, seed, fold): record_key(self._determined_by(blocks, seed, fold))
-            for blocks in wanted
-            for seed in self.seeds
-            for fold in range(len(self._folds))
-        }
-        missing = set(keys.values()) - set(self.records.get(list(keys.values())))
-        self._compute([place for place, key in keys.items() if key in missing])
-        rows = self.records.get(list(keys.values()))
-        table = [rows[key] | {"blocks": blocks} for (blocks, _, _), key in keys.items()]
-        return pd.DataFrame(table, columns=_SCORE_COLUMNS)
+        table = self.all_scores(subsets)
+        means = table.groupby(["blocks", "recipe"], sort=False)["accuracy"].mean().reset_index()
+        best = means.loc[means.groupby("blocks", sort=False)["accuracy"].idxmax(), ["blocks", "recipe"]]
+        return table.merge(best).drop(columns="recipe")
+
+    def all_scores(self, subsets: Sequence[Blocks]) -> pd.DataFrame:
+        """As `scores`, with the rows of every recipe; `recipe` is its place among the distinct ones of a subset."""
+        trials = [trial for blocks in self._distinct(subsets) for trial in self._trials(blocks)]
+        keys = [self._key(trial) for trial in trials]
+        found = self.records.get(keys)
+        self._compute([trial for trial, key in zip(trials, keys, strict=True) if key not in found])
+        rows = self.records.get(keys)
+        columns = ["fold", "seed", "accuracy", "loss", "params", "flops", "epochs", "seconds"]
+        table = pd.DataFrame([rows[key] for key in keys], columns=columns)
+        table.insert(0, "blocks", [trial.blocks for trial in trials])
+        for name in ("lr", "head_lr", "weight_decay", "bn"):
+            table[name] = [getattr(trial.recipe, name) for trial in trials]
+        table["recipe"] = [self._recipes_of(trial.blocks).index(trial.recipe) for trial in trials]
+        return table
+
+    def recipe_of(self, blocks: Blocks) -> Recipe:
+        """The recipe that a subset counts with: the best on the folds, where there are several."""
+        names = in_order(self.backbone, blocks)
+        recipes = self._recipes_of(names)
+        if len(recipes) == 1:
+            return recipes[0]
+        return recipes[int(self.all_scores([names]).groupby("recipe")["accuracy"].mean().idxmax())]
 
     def fit(self, blocks: Blocks, seed: int | None = None) -> TunedTask:
         """Trains a subset on all training images.
@@ -159,17 +148,9 @@ class Study:
             blocks: the subset; [] is linear probing, "all" full finetuning.
             seed: by default the study's first.
         """
-        fit = self._fit_fully(blocks, self.seeds[0] if seed is None else seed)
-        recipe = self.recipe_of(blocks)
-        provenance = {
-            "task": self.task.name,
-            "task_fingerprint": self._fingerprints["task"],
-            "n_train": len(self.task.train),
-            "recipe": recipe.as_dict(),
-            "versions": {name: version(name) for name in ("torch", "timm")} | {"python": platform.python_version()},
-        }
-        size = recipe.image_size
-        return TunedTask(self.backbone, fit.blocks, fit.weights, self.task.classes, size, provenance)
+        names = in_order(self.backbone, blocks)
+        trial = Trial(names, self.recipe_of(names), self.seeds[0] if seed is None else seed, None)
+        return self._tuned(*next(self._fit_fully([trial])))
 
     def test(self, blocks: Blocks) -> TestResult:
         """Trains a subset on all training images, once per seed, and scores it on the test split.
@@ -182,113 +163,131 @@ class Study:
         if self.task.test is None:
             raise ValueError(f"task {self.task.name} has no test split")
         names = in_order(self.backbone, blocks)
+        trials = [Trial(names, self.recipe_of(names), seed, None) for seed in self.seeds]
         uses = self.records.count_test(record_key(self._fingerprints))
-        keys = [record_key(self._determined_by(names, seed, None)) for seed in self.seeds]
+        keys = [self._key(trial) for trial in trials]
         found = self.records.get(keys)
-        for seed, key in zip(self.seeds, keys, strict=True):
-            if key not in found:
-                self.records.put([self._test_row(names, seed, key)])
+        missing = [trial for trial, key in zip(trials, keys, strict=True) if key not in found]
+        for trial, fit in self._fit_fully(missing):
+            accuracy = self._tuned(trial, fit).accuracy(self.task.test)
+            self.records.put([self._row(trial, replace(fit, accuracy=accuracy, validation_loss=None))])
         rows = self.records.get(keys)
         return TestResult(names, tuple(rows[key]["accuracy"] for key in keys), len(self.task.test), uses)
 
-    def _compute(self, missing: list[tuple[tuple[str, ...], int, int]]) -> None:
+    def _distinct(self, subsets: Sequence[Blocks]) -> list[tuple[str, ...]]:
+        return list(dict.fromkeys(in_order(self.backbone, blocks) for blocks in subsets))
+
+    def _recipes_of(self, blocks: tuple[str, ...]) -> list[Recipe]:
+        """The distinct recipes for a subset: what it doesn't depend on is set to one value."""
+        norms = [m for name in blocks for m in self.backbone.part(name).modules() if isinstance(m, _BatchNorm)]
+        recipes = [own if norms else replace(own, bn=BN_MODES[0]) for own in self.recipes]
+        if not blocks:
+            recipes = [replace(own, lr=own.head_lr or own.lr, head_lr=None) for own in recipes]
+        return list(dict.fromkeys(recipes))
+
+    def _trials(self, blocks: tuple[str, ...]) -> list[Trial]:
+        return [
+            Trial(blocks, recipe, seed, fold)
+            for recipe in self._recipes_of(blocks)
+            for seed in self.seeds
+            for fold in range(len(self._folds))
+        ]
+
+    def _compute(self, missing: list[Trial]) -> None:
         """Trains what is missing, one fold and seed at a time, and records each pass when it ends."""
-        groups: dict[tuple[int, int], list[tuple[str, ...]]] = {}
-        for blocks, seed, fold in missing:
-            groups.setdefault((fold, seed), []).append(blocks)
-        steps = self.recipe.epochs * -(-len(self._folds[0][0]) // self.recipe.batch_size)
-        with _Progress(self.progress, len(missing) * steps) as progress:
-            for (fold, seed), subsets in groups.items():
-                self._compute_fold(fold, seed, subsets, progress)
+        groups: dict[tuple[int, int], list[Trial]] = {}
+        for trial in missing:
+            groups.setdefault((trial.seed, trial.fold), []).append(trial)
+        steps = sum(self._steps(trial, len(self._folds[trial.fold][0])) for trial in missing)
+        with Progress(self.progress, steps) as progress:
+            for (seed, fold), trials in groups.items():
+                train, validation = (self._on_device(self.task.train.take(rows)) for rows in self._folds[fold])
+                self._fit(trials, seed, train, validation, progress, self._recorder(trials))
 
-    def _compute_fold(self, fold: int, seed: int, subsets: list[tuple[str, ...]], progress: _Progress) -> None:
-        train, validation = (self._on_device(self.task.train.take(rows)) for rows in self._folds[fold])
+    def _recorder(self, trials: list[Trial]) -> Callable[[dict[int, Fit]], None]:
+        return lambda fits: self.records.put([self._row(trials[i], fit) for i, fit in fits.items()])
 
-        def record(fits: dict[int, Fit]) -> None:
-            rows = [self._row(subsets[i], seed, fold, fit, len(train), len(validation)) for i, fit in fits.items()]
-            self.records.put(rows)
+    def _fit_fully(self, trials: list[Trial]) -> Iterator[tuple[Trial, Fit]]:
+        """Trains on all training images; less the first fold's validation images where these decide the end."""
+        train, validation = self._on_device(self.task.train), None
+        if self.recipes[0].patience is not None:
+            train, validation = (self._on_device(self.task.train.take(rows)) for rows in self._folds[0])
+        with Progress(self.progress, sum(self._steps(trial, len(train)) for trial in trials)) as progress:
+            for trial in trials:
+                yield trial, self._fit([trial], trial.seed, train, validation, progress, None)[0]
 
-        fit_together(
+    def _fit(
+        self,
+        trials: list[Trial],
+        seed: int,
+        train: Split,
+        validation: Split | None,
+        progress: Progress,
+        on_pass: Callable[[dict[int, Fit]], None] | None,
+    ) -> list[Fit]:
+        return fit_together(
             self.backbone,
-            subsets,
+            [trial.blocks for trial in trials],
             train,
-            [self.recipe_of(blocks) for blocks in subsets],
+            [trial.recipe for trial in trials],
             num_classes=self.task.num_classes,
             validation=validation,
             seed=seed,
             engine=self.engine,
             memory_limit=self.memory_limit,
             on_step=progress.advance,
-            on_pass=record,
+            on_pass=on_pass,
         )
 
-    def _fit_fully(self, blocks: Blocks, seed: int) -> Fit:
-        """One subset on all training images; less the first fold's validation images where these decide the end."""
-        recipe, train, validation = self.recipe_of(blocks), self.task.train, None
-        if recipe.patience is not None:
-            train, validation = (train.take(rows) for rows in self._folds[0])
-        with _Progress(self.progress, recipe.epochs * -(-len(train) // recipe.batch_size)) as progress:
-            (fit,) = fit_together(
-                self.backbone,
-                [blocks],
-                self._on_device(train),
-                recipe,
-                num_classes=self.task.num_classes,
-                validation=validation,
-                seed=seed,
-                engine=self.engine,
-                memory_limit=self.memory_limit,
-                on_step=progress.advance,
-            )
-        return fit
+    def _tuned(self, trial: Trial, fit: Fit) -> TunedTask:
+        provenance = {
+            "task": self.task.name,
+            "task_fingerprint": self._fingerprints["task"],
+            "n_train": len(self.task.train),
+            "seed": trial.seed,
+            "recipe": trial.recipe.as_dict(),
+            "versions": {name: version(name) for name in ("torch", "timm")} | {"python": platform.python_version()},
+        }
+        size = trial.recipe.image_size
+        return TunedTask(self.backbone, fit.blocks, fit.weights, self.task.classes, size, provenance)
 
-    def _test_row(self, blocks: tuple[str, ...], seed: int, key: str) -> dict[str, object]:
-        fit = self._fit_fully(blocks, seed)
-        size = self.recipe_of(blocks).image_size
-        tuned = TunedTask(self.backbone, fit.blocks, fit.weights, self.task.classes, size)
-        accuracy = accuracy_of(tuned, self.task.test)
-        fit = replace(fit, accuracy=accuracy, validation_loss=None)
-        return self._row(blocks, seed, None, fit, len(self.task.train), len(self.task.test)) | {"key": key}
+    def _steps(self, trial: Trial, n_train: int) -> int:
+        return trial.recipe.epochs * -(-n_train // trial.recipe.batch_size)
 
-    def _row(
-        self, blocks: tuple[str, ...], seed: int, fold: int | None, fit: Fit, n_train: int, n_scored: int
-    ) -> dict[str, object]:
-        determined_by = self._determined_by(blocks, seed, fold)
+    def _row(self, trial: Trial, fit: Fit) -> dict[str, object]:
+        """One row of the records."""
+        everything = (len(self.task.train), len(self.task.test or ()))
+        n_train, n_scored = everything if trial.fold is None else (len(rows) for rows in self._folds[trial.fold])
+        flops = sum(training_flops(self.parts, trial.blocks).values())
         return {
-            "key": record_key(determined_by),
-            "split": "test" if fold is None else "fold",
+            "key": self._key(trial),
+            "split": "test" if trial.fold is None else "fold",
             "backbone": self.backbone.name,
             "task": self.task.name,
-            "blocks": list(blocks),
-            "fold": fold,
-            "seed": seed,
+            "blocks": list(trial.blocks),
+            "fold": trial.fold,
+            "seed": trial.seed,
             "accuracy": fit.accuracy,
             "loss": fit.validation_loss,
             "n_train": n_train,
             "n_scored": n_scored,
-            "params": self.count_parameters(blocks),
-            "flops": float(sum(training_flops(self.parts, blocks).values()) * n_train * fit.epochs),
+            "params": self.count_parameters(trial.blocks),
+            "flops": float(flops * n_train * fit.epochs),
             "epochs": fit.epochs,
             "seconds": fit.seconds,
             "device": self.device.type,
-            "recipe": determined_by["recipe"],
-            "determined_by": determined_by,
+            "recipe": trial.recipe.as_dict(),
+            "determined_by": self._determined_by(trial),
         }
 
-    def _determined_by(self, blocks: tuple[str, ...], seed: int, fold: int | None) -> dict[str, object]:
-        """Everything that a score depends on; fold None is the test split."""
-        folds = {} if fold is None and self.recipe_of(blocks).patience is None else {"folds": self.n_folds}
-        return (
-            self._fingerprints
-            | folds
-            | {
-                "engine": ENGINE_VERSION,
-                "recipe": self.recipe_of(blocks).as_dict(),
-                "blocks": list(blocks),
-                "fold": fold,
-                "seed": seed,
-            }
-        )
+    def _key(self, trial: Trial) -> str:
+        return record_key(self._determined_by(trial))
+
+    def _determined_by(self, trial: Trial) -> dict[str, object]:
+        """Everything that a score depends on."""
+        folds = {} if trial.fold is None and trial.recipe.patience is None else {"folds": self.n_folds}
+        own = {"recipe": trial.recipe.as_dict(), "blocks": trial.blocks, "fold": trial.fold, "seed": trial.seed}
+        return {**self._fingerprints, **folds, **own, "engine": ENGINE_VERSION}
 
     def _on_device(self, split: Split) -> Split:
         """The split with its images on the device, where they fit beside a pass."""
@@ -298,39 +297,18 @@ class Study:
         return Split(split.images.to(self.device), split.labels) if fits else split
 
 
-def accuracy_of(tuned: TunedTask, split: Split, batch_size: int = 256) -> float:
-    """Share of images in [0, 1] that a tuned task classifies right."""
-    network, device, hits = tuned.network(), tuned.backbone.mean.device, 0
-    with torch.no_grad():
-        for rows in torch.arange(len(split)).split(batch_size):
-            predictions = network(split.images[rows].to(device)).argmax(-1).cpu()
-            hits += int((predictions == split.labels[rows]).sum())
-    return hits / len(split)
+def _device(name: str | torch.device | None) -> torch.device:
+    """The named device, by default the GPU if there is one."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f'device is {name!r}; it must be one that is here, e.g. "cpu" or "cuda" ({error})') from error
+    return device
 
 
-class _Progress:
-    """Counts trained candidates' steps, on a bar or into a function."""
-
-    def __init__(self, progress: object, total: int):
-        self.report, self.total, self.trained = (progress if callable(progress) else None), total, 0
-        shown = progress is True and total > 0
-        self.bar = tqdm(total=total, unit="step", desc="training", disable=not shown, mininterval=0.5)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def advance(self, trained: int) -> None:
-        self.trained += trained
-        self.bar.update(trained)
-        if self.report is not None:
-            self.report(self.trained, self.total)
-
-
-def _check_types(backbone: object, task: object, recipe: object, engine: str) -> None:
-    for name, value, kind in (("backbone", backbone, Chain), ("task", task, Task), ("recipe", recipe, Recipe)):
+def _check_types(backbone: object, task: object, engine: str) -> None:
+    for name, value, kind in (("backbone", backbone, Chain), ("task", task, Task)):
         if not isinstance(value, kind):
             raise TypeError(f"{name} is a {type(value).__name__}; it must be a {kind.__name__}")
     if engine not in ENGINES:
@@ -345,13 +323,13 @@ def _check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _check_images(backbone: Chain, task: Task, recipe: Recipe) -> None:
+def _check_images(backbone: Chain, task: Task, image_size: int | None) -> None:
     """Sends one training image through the backbone, so that a wrong size fails now and not in the first pass."""
     image = task.train.images[torch.tensor([0])].to(backbone.mean.device)
-    size = recipe.image_size or task.image_size[0]
+    size = image_size or task.image_size[0]
     try:
         with torch.no_grad():
-            features = backbone(backbone.normalize(resize_to(image / 255, recipe.image_size).to(backbone.mean.dtype)))
+            features = backbone(backbone.normalize(resize_to(image / 255, image_size).to(backbone.mean.dtype)))
     except (AssertionError, RuntimeError, ValueError) as error:
         wanted = backbone.input_size[-1]
         raise ValueError(
