@@ -1,0 +1,103 @@
+"""Parameters of notebooks: what a notebook declares, a preset sets and the command line overrides, all checked."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+PRESETS = "presets.toml"
+_CHECKED = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list, "dict": dict}
+
+
+def load_preset(notebooks: str | Path, preset: str) -> dict[str, dict[str, Any]]:
+    """Read one preset, a table of parameter values per notebook stem, from `presets.toml`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is no valid TOML or has no such preset; the message lists those it has.
+    """
+    path = Path(notebooks) / PRESETS
+    try:
+        presets = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    if preset not in presets:
+        raise ValueError(f"unknown preset {preset!r}; {path} has: {', '.join(presets)}")
+    return presets[preset]
+
+
+def parse_parameter(text: str) -> tuple[str, Any]:
+    """Split "name=value"; the value is read as TOML (3, 1e-3, true, [1, 2], "x") and else kept as a string.
+
+    Raises:
+        ValueError: if there is no "=" or the name is no Python name.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip().isidentifier():
+        raise ValueError(f"a parameter is written name=value, not {text!r}")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    return name.strip(), parsed if isinstance(parsed, bool | int | float | list | dict) else value.strip(" \"'")
+
+
+def declared_parameters(notebook: Path) -> dict[str, str]:
+    """Read the names and annotated types of a notebook's parameters.
+
+    Returns:
+        For each name its annotation, "None" where there is none.
+
+    Raises:
+        ValueError: if no cell is tagged `parameters`.
+    """
+    import papermill
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    if not any("parameters" in cell.metadata.get("tags", []) for cell in cells):
+        raise ValueError(f"{notebook} has no cell tagged 'parameters'")
+    found = papermill.inspect_notebook(str(notebook))
+    return {name: str(parameter["inferred_type_name"]) for name, parameter in found.items()}
+
+
+def check_parameters(stem: str, values: Mapping[str, Any], declared: Mapping[str, str]) -> None:
+    """Refuse values for parameters that a notebook does not declare, or of another type than it declares.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the known ones.
+        TypeError: for a value of a wrong type.
+    """
+    for name, value in values.items():
+        if name not in declared:
+            raise ValueError(f"{stem} has no parameter {name!r}; it has: {', '.join(declared)}")
+        expected = declared[name].split("[")[0]
+        wanted = _CHECKED.get(expected, object)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and expected in ("int", "float")):
+            raise TypeError(f"{stem}: parameter {name} must be {declared[name]}, not {value!r}")
+
+
+def settle_parameters(
+    chosen: Mapping[str, Path], preset: Mapping[str, dict[str, Any]], overrides: Mapping[str, Any], folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Settle every notebook's parameters: the runner's paths, then the preset's values, then the overrides.
+
+    An override goes to each chosen notebook that declares it.
+
+    Raises:
+        ValueError: for a parameter unknown to its notebook, or an override unknown to all.
+        TypeError: for a value of a wrong type.
+    """
+    paths = {"results": str(folder), "records": str(folder / "records.sqlite")}
+    declared = {stem: declared_parameters(path) for stem, path in chosen.items()}
+    for name in overrides:
+        if not any(name in names for names in declared.values()):
+            known = sorted(set().union(*declared.values()))
+            raise ValueError(f"no parameter {name!r} in {', '.join(chosen)}; there are: {', '.join(known)}")
+    settled = {}
+    for stem, names in declared.items():
+        ours = {name: value for name, value in paths.items() if name in names}
+        settled[stem] = ours | preset.get(stem, {}) | {name: overrides[name] for name in overrides if name in names}
+        check_parameters(stem, settled[stem], names)
+    return settled
