@@ -21,7 +21,9 @@ _MIN_AREA, _MAX_LOG_RATIO, _MAX_SHIFT = 0.35, math.log(4 / 3), 0.25  # a shift o
 
 def seeded(*key: int) -> torch.Generator:
     """A CPU generator for a key such as (seed, epoch, batch); different keys give independent streams."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+    # SeedSequence takes no notice of trailing zeros, so the key's length goes in as well.
+    state = np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> 1))
 
 
 def check_augmentation(name: str) -> str:
@@ -55,6 +57,9 @@ def augment(images: torch.Tensor, name: str, size: int | None, generator: torch.
     """
     if check_augmentation(name) == "none":
         return resize_to(images, size)
+    if size is not None:  # sampling alone would alias: shrink first, to what the smallest crop still fills
+        crop = _MIN_AREA**-0.5 if name == "crop_flip" else 1.0
+        images = resize_to(images, min(math.ceil(crop * size), min(images.shape[-2:])))
     theta = _affine(name, len(images), generator).to(images)  # (batch, 2, 3)
     height, width = (size, size) if size else images.shape[-2:]
     grid = F.affine_grid(theta, [len(images), 3, height, width], align_corners=False)

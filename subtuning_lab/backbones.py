@@ -50,6 +50,8 @@ def load_backbone(
         FileNotFoundError: no file at `weights`.
         ConnectionError: "pretrained" where the hub can't be reached; the message names the alternatives.
     """
+    if not isinstance(name, str):
+        raise TypeError(f'name is {name!r}; it must be a string, e.g. "lab-resnet"')
     _check_drop_blocks(drop_blocks)
     if name in BUNDLED and weights == "pretrained":
         with as_file(files("subtuning_lab") / "weights" / f"{name}.safetensors") as path:
@@ -103,6 +105,9 @@ def _create_timm(name: str, pretrained: bool, options: dict) -> nn.Module:
             f"no backbone is called {name!r}; did you mean {', '.join(close) or 'lab-resnet'}? "
             "Bundled: " + ", ".join(BUNDLED) + "; others: timm.list_models()"
         )
+    if "." in name and ":" not in name and not timm.is_model_pretrained(name):
+        tags = ", ".join(timm.list_models(f"{architecture}.*", pretrained=True))
+        raise ValueError(f"{architecture} has no weights called {name!r}; timm has {tags or 'none'}")
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
     except (OSError, RuntimeError) as error:
@@ -127,13 +132,14 @@ def _load_weights(model: nn.Module, name: str, path: Path, drop_blocks: Sequence
     family = next((family for kind, family in FAMILIES.items() if isinstance(model, kind)), None)
     readout = family.readout if family else ()
     expected = model.state_dict()
-    _check_keys(name, path, set(expected), set(tensors), (*drop_blocks, *readout))
+    absent = [part for part in readout if not any(key.startswith(f"{part}.") for key in tensors)]
+    _check_keys(name, path, set(expected), set(tensors), (*drop_blocks, *absent))
     for key, tensor in tensors.items():
         if tensor.shape != expected[key].shape:
             shapes = f"{tuple(tensor.shape)}, {name} wants {tuple(expected[key].shape)}"
             raise ValueError(f"{path}: {key} has shape {shapes}")
     model.load_state_dict(tensors, strict=False)
-    return all(any(key.startswith(f"{path}.") for key in tensors) for path in readout)
+    return not absent
 
 
 def _check_keys(name: str, path: Path, expected: set[str], given: set[str], optional: Iterable[str]) -> None:

@@ -156,6 +156,7 @@ def validation_scores(
 
 
 def parameter_groups(tuned: nn.Module, head: nn.Linear, recipe: Recipe) -> list[dict[str, object]]:
+    """The optimizer's groups for one candidate: its readout, and its tuned blocks if it has any."""
     head_lr = recipe.head_lr if recipe.head_lr is not None else recipe.lr
     blocks = [p for p in tuned.parameters() if p.requires_grad]
     groups = [{"params": list(head.parameters()), "lr": head_lr, "weight_decay": recipe.weight_decay}]
@@ -164,5 +165,5 @@ def parameter_groups(tuned: nn.Module, head: nn.Linear, recipe: Recipe) -> list[
 
 def fast_layout(value: Layout) -> Layout:
     """A module or images (batch, channels, height, width), channels last: what float32 convolutions are fastest in."""
-    tensor = value if isinstance(value, torch.Tensor) else next(value.parameters())
-    return value if tensor.dtype == torch.float64 else value.to(memory_format=torch.channels_last)
+    tensor = value if isinstance(value, torch.Tensor) else next(value.parameters(), None)
+    return value if tensor is None or tensor.dtype == torch.float64 else value.to(memory_format=torch.channels_last)

@@ -85,5 +85,5 @@ def _run_and_measure(part: nn.Module, x: torch.Tensor, weights: set[int]) -> tup
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = part(x.requires_grad_())
+        output = part(x.requires_grad_().clone())  # a part may write into its input
     return output.detach(), sum(storages.values())

@@ -6,6 +6,7 @@ import copy
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,6 @@ import pandas as pd
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from subtuning_lab.augmentation import resize_to
 from subtuning_lab.chain import BN_MODES, Chain, count_parameters, in_order, part_table, set_trainable, training_flops
 from subtuning_lab.checks import check_number
 from subtuning_lab.deltas import TunedTask
@@ -23,8 +23,9 @@ from subtuning_lab.job import Fit
 from subtuning_lab.progress import Progress
 from subtuning_lab.recipe import Recipe, check_recipes
 from subtuning_lab.records import Records, record_key
+from subtuning_lab.study_checks import check_images, check_seeds, check_types, usable_device
 from subtuning_lab.tasks import Split, Task
-from subtuning_lab.training import ENGINE_VERSION, ENGINES, fit_together
+from subtuning_lab.training import ENGINE_VERSION, fit_together
 from subtuning_lab.trials import TestResult, Trial
 
 Blocks = Iterable[str] | Literal["all"]
@@ -67,18 +68,18 @@ class Study:
         memory_limit: int | None = None,
         progress: bool | Callable[[int, int], None] = True,
     ):
-        _check_types(backbone, task, engine)
+        check_types(backbone, task, engine)
         check_number("folds", folds, 1)
         check_number("memory_limit", memory_limit, 0)
-        self.recipes, self.seeds = check_recipes(recipe), _check_seeds(seeds)
+        self.recipes, self.seeds = check_recipes(recipe), check_seeds(seeds)
         self.task, self.n_folds = task, folds
         self.engine, self.memory_limit, self.progress = engine, memory_limit, progress
-        self.device = _device(device)
+        self.device = usable_device(device)
         self.backbone = set_trainable(copy.deepcopy(backbone), []).eval().to(self.device)
         self.records = records if isinstance(records, Records) else Records(records or ":memory:")
         self._folds = task.folds(folds)
         self._fingerprints = {"backbone": backbone.fingerprint, "task": task.fingerprint}
-        _check_images(self.backbone, task, self.recipes[0].image_size)
+        check_images(self.backbone, task, self.recipes[0].image_size)
         self.parts = part_table(backbone, self.recipes[0].image_size or task.image_size)
 
     @property
@@ -135,9 +136,11 @@ class Study:
         """The recipe that a subset counts with: the best on the folds, where there are several."""
         names = in_order(self.backbone, blocks)
         recipes = self._recipes_of(names)
-        if len(recipes) == 1:
-            return recipes[0]
-        return recipes[int(self.all_scores([names]).groupby("recipe")["accuracy"].mean().idxmax())]
+        return (
+            recipes[0]
+            if len(recipes) == 1
+            else recipes[int(self.all_scores([names]).groupby("recipe")["accuracy"].mean().idxmax())]
+        )
 
     def fit(self, blocks: Blocks, seed: int | None = None) -> TunedTask:
         """Trains a subset on all training images.
@@ -202,10 +205,10 @@ class Study:
         with Progress(self.progress, steps) as progress:
             for (seed, fold), trials in groups.items():
                 train, validation = (self._on_device(self.task.train.take(rows)) for rows in self._folds[fold])
-                self._fit(trials, seed, train, validation, progress, self._recorder(trials))
+                self._fit(trials, seed, train, validation, progress, partial(self._record, trials))
 
-    def _recorder(self, trials: list[Trial]) -> Callable[[dict[int, Fit]], None]:
-        return lambda fits: self.records.put([self._row(trials[i], fit) for i, fit in fits.items()])
+    def _record(self, trials: list[Trial], fits: dict[int, Fit]) -> None:
+        self.records.put([self._row(trials[i], fit) for i, fit in fits.items()])
 
     def _fit_fully(self, trials: list[Trial]) -> Iterator[tuple[Trial, Fit]]:
         """Trains on all training images; less the first fold's validation images where these decide the end."""
@@ -254,10 +257,16 @@ class Study:
     def _steps(self, trial: Trial, n_train: int) -> int:
         return trial.recipe.epochs * -(-n_train // trial.recipe.batch_size)
 
+    def _sizes(self, trial: Trial) -> tuple[int, int]:
+        """Images that are trained on, and scored on."""
+        if trial.fold is not None:
+            return tuple(len(rows) for rows in self._folds[trial.fold])
+        held_out = len(self._folds[0][1]) if trial.recipe.patience is not None else 0
+        return len(self.task.train) - held_out, len(self.task.test)
+
     def _row(self, trial: Trial, fit: Fit) -> dict[str, object]:
         """One row of the records."""
-        everything = (len(self.task.train), len(self.task.test or ()))
-        n_train, n_scored = everything if trial.fold is None else (len(rows) for rows in self._folds[trial.fold])
+        n_train, n_scored = self._sizes(trial)
         flops = sum(training_flops(self.parts, trial.blocks).values())
         return {
             "key": self._key(trial),
@@ -293,51 +302,5 @@ class Study:
         """The split with its images on the device, where they fit beside a pass."""
         if self.device.type != "cuda" or isinstance(split.images, StreamedImages):
             return split
-        fits = split.images.nbytes < torch.cuda.mem_get_info(self.device)[0] / 3
-        return Split(split.images.to(self.device), split.labels) if fits else split
-
-
-def _device(name: str | torch.device | None) -> torch.device:
-    """The named device, by default the GPU if there is one."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f'device is {name!r}; it must be one that is here, e.g. "cpu" or "cuda" ({error})') from error
-    return device
-
-
-def _check_types(backbone: object, task: object, engine: str) -> None:
-    for name, value, kind in (("backbone", backbone, Chain), ("task", task, Task)):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} is a {type(value).__name__}; it must be a {kind.__name__}")
-    if engine not in ENGINES:
-        raise ValueError(f"engine is {engine!r}; it must be one of {', '.join(ENGINES)}")
-
-
-def _check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(seeds, int) or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
-        raise TypeError(f"seeds is {seeds!r}; it must be a sequence of whole numbers, e.g. (0, 1, 2)")
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds is {seeds!r}; it must hold different whole numbers from 0 on, at least one")
-    return tuple(seeds)
-
-
-def _check_images(backbone: Chain, task: Task, image_size: int | None) -> None:
-    """Sends one training image through the backbone, so that a wrong size fails now and not in the first pass."""
-    image = task.train.images[torch.tensor([0])].to(backbone.mean.device)
-    size = image_size or task.image_size[0]
-    try:
-        with torch.no_grad():
-            features = backbone(backbone.normalize(resize_to(image / 255, image_size).to(backbone.mean.dtype)))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        wanted = backbone.input_size[-1]
-        raise ValueError(
-            f"{backbone.name} can't take images of {size} pixels ({error}); it was made for {wanted}: "
-            f"give Recipe(image_size={wanted})"
-        ) from error
-    if tuple(features.shape) != (1, backbone.num_features) or not features.isfinite().all():
-        raise ValueError(
-            f"{backbone.name} gives features of shape {tuple(features.shape)} that are "
-            f"{'' if features.isfinite().all() else 'not '}finite; expected finite ones of (1, {backbone.num_features})"
-        )
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return Split(split.images.to(self.device), split.labels) if split.images.nbytes < free / 3 else split

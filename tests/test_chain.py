@@ -1,0 +1,314 @@
+"""The chain and its trainable state: frozen is frozen, whatever the caller does."""
+
+import copy
+
+import pytest
+import torch
+from conftest import Residual, tiny_chain, tiny_task
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from subtuning_lab.chain import Chain, count_parameters, in_order, part_table, set_trainable, training_flops
+from subtuning_lab.families import as_chain
+from subtuning_lab.profiles import finetuning_profile
+from subtuning_lab.recipe import Recipe
+from subtuning_lab.study import Study
+from subtuning_lab.training import fit_together
+
+
+def vision_transformer() -> Chain:
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    return as_chain(VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=3, num_heads=2), name="vit")
+
+
+def residual_network() -> Chain:
+    from subtuning_lab.backbones import load_backbone
+
+    return load_backbone("cifar_resnet8", weights="random", stem_stride=2)
+
+
+NETWORKS = {"own": tiny_chain(), "vit": vision_transformer(), "resnet": residual_network()}
+
+
+def state(chain: Chain) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: copy.deepcopy(chain.part(name).state_dict()) for name in chain.part_names}
+
+
+def changed(before, after) -> set[str]:
+    """Names of the parts in which any parameter or buffer has another bit."""
+    return {
+        name for name in before if any(not torch.equal(before[name][key], after[name][key]) for key in before[name])
+    }
+
+
+def has_parameters(chain: Chain, name: str) -> bool:
+    return any(True for _ in chain.part(name).parameters())
+
+
+def train_by_hand(chain: Chain, train_mode: str, steps: int = 2) -> None:
+    """What a caller might write who knows nothing of freezing."""
+    model = nn.Sequential(chain, nn.Linear(chain.num_features, 3))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.5)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        if train_mode == "every submodule":
+            for module in chain.modules():
+                module.training = True
+        else:
+            (chain if train_mode == "backbone" else model).train()
+        optimizer.zero_grad()
+        images = torch.randn(6, 3, 8, 8, generator=generator)
+        nn.functional.cross_entropy(model(images), torch.arange(6) % 3).backward()
+        optimizer.step()
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.data())
+def test_everything_outside_the_subset_is_bit_identical(data):
+    name = data.draw(st.sampled_from(sorted(NETWORKS)))
+    chain = copy.deepcopy(NETWORKS[name])
+    subset = data.draw(st.sets(st.sampled_from(chain.part_names)))
+    bn = data.draw(st.sampled_from(["batch", "frozen"]))
+    mode = data.draw(st.sampled_from(["backbone", "wrapping module", "every submodule"]))
+    set_trainable(chain, subset, bn)
+    before = state(chain)
+    train_by_hand(chain, mode)
+    assert changed(before, state(chain)) == {part for part in subset if has_parameters(chain, part)}
+    assert chain.trainable == subset
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_linear_probing_changes_nothing_and_all_changes_everything(name):
+    chain = copy.deepcopy(NETWORKS[name])
+    before, fingerprint = state(chain), chain.fingerprint
+    train_by_hand(set_trainable(chain, []), "every submodule")
+    assert changed(before, state(chain)) == set() and chain.fingerprint == fingerprint
+    assert not any(p.requires_grad for p in chain.parameters())
+    train_by_hand(set_trainable(chain, "all"), "backbone")
+    assert changed(before, state(chain)) == {part for part in chain.part_names if has_parameters(chain, part)}
+    assert {"stem", *chain.block_names} <= changed(before, state(chain))
+    assert all(p.requires_grad for part in chain.parts for p in part.parameters())
+
+
+def test_blocks_without_the_stem_are_another_subset_than_all(chain):
+    set_trainable(chain, chain.block_names)
+    assert not any(p.requires_grad for part in ("stem", "tail") for p in chain.part(part).parameters())
+    assert chain.trainable == {"block1", "block2", "block3"} < set(chain.part_names)
+
+
+@pytest.mark.parametrize(("bn", "moves"), [("batch", True), ("frozen", False)])
+def test_batchnorm_statistics_follow_the_mode(bn, moves):
+    chain = set_trainable(tiny_chain(), ["block2"], bn)
+    before = state(chain)
+    train_by_hand(chain, "every submodule")
+    after = state(chain)
+    for key in ("bn.running_mean", "bn.running_var", "bn.num_batches_tracked"):
+        assert torch.equal(before["block2"][key], after["block2"][key]) != moves
+        assert torch.equal(before["block1"][key], after["block1"][key])
+    assert not torch.equal(before["block2"]["bn.weight"], after["block2"]["bn.weight"])
+
+
+def test_frozen_parts_stay_in_eval_mode_and_tuned_ones_obey(chain):
+    set_trainable(chain, ["block2"]).train()
+    assert [part.training for part in chain.parts] == [False, False, True, False, False]
+    assert not chain.blocks[0].bn.training and chain.blocks[1].bn.training
+    chain.eval()
+    assert not any(module.training for part in chain.parts for module in part.modules())
+    set_trainable(chain.train(), ["block2"], "frozen")
+    assert chain.blocks[1].training and not chain.blocks[1].bn.training
+
+
+def test_set_trainable_declares_the_whole_state(chain):
+    """What was declared before leaves no trace."""
+    first = set_trainable(chain, ["stem", "block3"], "frozen").train()
+    assert first is chain
+    set_trainable(chain, ["block1"])
+    fresh = set_trainable(tiny_chain(), ["block1"]).train()
+    assert [p.requires_grad for p in chain.parameters()] == [p.requires_grad for p in fresh.parameters()]
+    assert [m.training for m in chain.modules()] == [m.training for m in fresh.modules()]
+
+
+def test_a_part_that_gets_frozen_is_safe_from_an_optimizer_that_still_holds_it(chain):
+    set_trainable(chain, ["block1"])
+    optimizer = torch.optim.AdamW(chain.parameters(), lr=0.1, weight_decay=0.5)
+    chain(torch.randn(4, 3, 8, 8)).sum().backward()
+    set_trainable(chain, ["block2"])
+    before = state(chain)
+    chain(torch.randn(4, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step()
+    assert changed(before, state(chain)) == {"block2"}
+
+
+def test_subsets_are_unordered_and_read_in_the_networks_order(chain):
+    assert in_order(chain, ["tail", "block2", "stem", "block2"]) == ("stem", "block2", "tail")
+    assert in_order(chain, "all") == chain.part_names
+    assert set_trainable(chain, (name for name in ["block3", "block1"])).trainable == {"block1", "block3"}
+
+
+def test_parameters_are_counted_by_hand(chain):
+    block = 6 * 6 * 9 + 6 + 6
+    assert count_parameters(chain, []) == 0
+    assert count_parameters(chain, ["block1"]) == block
+    assert count_parameters(chain, ["stem", "block1", "block1"]) == 3 * 6 * 9 + 12 + block
+    assert count_parameters(chain, "all") == 3 * 6 * 9 + 12 + 3 * block + 12
+    assert count_parameters(chain, "all") == sum(p.numel() for p in chain.parameters())
+
+
+def test_flops_are_counted_by_hand(chain):
+    """A product and a sum count as two; convolutions are all that the network has."""
+    table = part_table(chain, 8)
+    stem, block = 2 * 6 * 3 * 9 * 4 * 4, 2 * 6 * 6 * 9 * 4 * 4
+    assert table["flops"].to_dict() == {"stem": stem, "block1": block, "block2": block, "block3": block, "tail": 0}
+    assert table.loc["stem", "output_shape"] == (6, 4, 4) and table.loc["tail", "output_shape"] == (6,)
+    assert table["position"].tolist() == [0, 1, 2, 3, 4]
+    assert table["params"].sum() == count_parameters(chain, "all")
+    assert part_table(chain, (8, 16))["flops"].tolist() == [2 * f for f in table["flops"]]
+    everything = training_flops(table, chain.part_names)
+    assert everything == {"trunk": 0, "forward": stem + 3 * block, "backward": 2 * (stem + 3 * block) - stem}
+    assert training_flops(table, ["block2"]) == {"trunk": stem + block, "forward": 2 * block, "backward": 2 * block}
+    assert training_flops(table, []) == {"trunk": stem + 3 * block, "forward": 0, "backward": 0}
+
+
+def test_normalization_of_bytes_and_of_floats_is_the_same(chain):
+    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    expected = (images.double() / 255 - torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)) / torch.tensor(
+        (0.229, 0.224, 0.225)
+    ).view(3, 1, 1)
+    assert torch.allclose(chain.normalize(images).double(), expected, atol=1e-5)
+    assert torch.equal(chain.normalize(images), chain.normalize(images.float() / 255))
+
+
+# ---------------------------------------------------------------- the fingerprint
+
+
+def with_block(block: nn.Module) -> Chain:
+    plain = tiny_chain()
+    return Chain(plain.stem, [plain.blocks[0], block], plain.tail, 6)
+
+
+def test_equal_networks_have_equal_fingerprints():
+    assert tiny_chain().fingerprint == tiny_chain().fingerprint == copy.deepcopy(tiny_chain()).fingerprint
+    chain = tiny_chain()
+    before = chain.fingerprint
+    set_trainable(chain, "all", "frozen").train()
+    chain.blocks.to(memory_format=torch.channels_last)
+    assert chain.fingerprint == before
+
+
+def test_one_bit_changes_the_fingerprint():
+    for edit in (
+        lambda chain: chain.blocks[1].conv.weight.data[0, 0, 0].add_(1e-6),
+        lambda chain: chain.blocks[1].bn.running_mean.add_(1),
+        lambda chain: chain.stem[0].weight.data.mul_(-1),
+        lambda chain: chain.mean.add_(0.1),
+    ):
+        chain = tiny_chain()
+        edit(chain)
+        assert chain.fingerprint != tiny_chain().fingerprint
+
+
+def test_a_network_that_computes_something_else_has_another_fingerprint():
+    """Strides and activations have no weights, but scores depend on them."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 6, 3, padding=1)
+    strided = nn.Conv2d(6, 6, 3, padding=1, stride=2)
+    strided.load_state_dict(conv.state_dict())
+    blocks = [nn.Sequential(conv, nn.ReLU()), nn.Sequential(conv, nn.GELU()), nn.Sequential(strided, nn.ReLU())]
+    assert len({with_block(block).fingerprint for block in blocks}) == 3
+
+
+def test_the_fingerprint_does_not_depend_on_where_objects_lie():
+    class Applied(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def extra_repr(self):
+            return repr(self.function)
+
+        def forward(self, x):
+            return self.function(x)
+
+    def double(x):
+        return 2 * x
+
+    first, kept = Applied(double), []
+    kept.append(lambda x: x)
+
+    def double(x):
+        return 2 * x
+
+    assert repr(first) != repr(Applied(double))
+    assert with_block(first).fingerprint == with_block(Applied(double)).fingerprint
+
+
+# ---------------------------------------------------------------- a chain of one's own
+
+
+class Plain(nn.Module):
+    """What a newcomer has: a network that knows nothing of chains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, stride=4)
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.out = nn.Linear(8, 10)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(torch.relu(self.embed(x))))).relu().mean((2, 3))
+
+
+def own_chain() -> tuple[Plain, Chain]:
+    torch.manual_seed(0)
+    net = Plain()
+    blocks = {"first": nn.Sequential(net.first, nn.ReLU()), "second": nn.Sequential(net.second, nn.ReLU())}
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    stem = nn.Sequential(net.embed, nn.ReLU())
+    return net, Chain(stem, blocks, pool, 8, input_size=(3, 8, 8), name="plain", source_head=net.out)
+
+
+def test_a_chain_of_ones_own_computes_the_network():
+    net, chain = own_chain()
+    images = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(chain(images), net.features(images), atol=1e-6)
+    assert chain.part_names == ("stem", "first", "second", "tail")
+    assert not any(p.requires_grad for p in net.parameters())  # source_head is frozen too
+
+
+def test_a_chain_of_ones_own_works_everywhere():
+    _, chain = own_chain()
+    task = tiny_task()
+    fits = fit_together(chain, [[], ["first"], "all"], task.train, Recipe(epochs=2), num_classes=3)
+    assert [fit.blocks for fit in fits] == [frozenset(), {"first"}, set(chain.part_names)]
+    study = Study(chain, task, Recipe(epochs=1), folds=2, device="cpu", progress=False)
+    assert finetuning_profile(study).table["label"].tolist()[:2] == ["first", "second"]
+    tuned = study.fit(["second"])
+    assert set(tuned.weights) == {"second", "head"} and 0 <= study.test(["second"]).mean <= 1
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ([], "blocks is empty"),
+        ({"stem": Residual(6)}, "stem is reserved"),
+        ({"all": Residual(6)}, "all is reserved"),
+        ({"head": Residual(6)}, "head is reserved"),
+        ({"a|b": Residual(6)}, r"'a\|b'"),
+        ({"": Residual(6)}, "''"),
+        ({3: Residual(6)}, "3"),
+        ([Residual(6)] * 2, "block1 and block2 share parameters"),
+    ],
+)
+def test_blocks_that_could_not_be_told_apart_are_refused(blocks, message):
+    with pytest.raises(ValueError, match=message):
+        Chain(nn.Conv2d(3, 6, 3), blocks, nn.Flatten(), 6)
+
+
+def test_moving_a_chain_moves_its_normalization(chain):
+    assert chain.double().mean.dtype == chain(torch.zeros(2, 3, 8, 8, dtype=torch.float64)).dtype == torch.float64
