@@ -47,8 +47,7 @@ class Study:
         device: by default the GPU if there is one.
         engine: "one_pass" or "sequential".
         memory_limit: bytes for one pass; by default most of what is free.
-        progress: whether to show progress; a function is called with (trained, total) steps instead, and may raise
-            to stop.
+        progress: whether to show it; a function is called with (trained, total) steps instead, and may raise to stop.
 
     Raises:
         TypeError, ValueError: wrong arguments; images that the backbone can't take; weights that give no numbers.
@@ -89,7 +88,7 @@ class Study:
 
     @property
     def part_names(self) -> tuple[str, ...]:
-        """The blocks' names between "stem" and "tail"."""
+        """Names of the stem, the blocks and the tail."""
         return self.backbone.part_names
 
     @property
@@ -119,7 +118,8 @@ class Study:
 
     def all_scores(self, subsets: Sequence[Blocks]) -> pd.DataFrame:
         """As `scores`, with the rows of every recipe; `recipe` is its place among the distinct ones of a subset."""
-        trials = [trial for blocks in self._distinct(subsets) for trial in self._trials(blocks)]
+        distinct = dict.fromkeys(in_order(self.backbone, blocks) for blocks in subsets)
+        trials = [trial for blocks in distinct for trial in self._trials(blocks)]
         keys = [self._key(trial) for trial in trials]
         found = self.records.get(keys)
         self._compute([trial for trial, key in zip(trials, keys, strict=True) if key not in found])
@@ -177,9 +177,6 @@ class Study:
         rows = self.records.get(keys)
         return TestResult(names, tuple(rows[key]["accuracy"] for key in keys), len(self.task.test), uses)
 
-    def _distinct(self, subsets: Sequence[Blocks]) -> list[tuple[str, ...]]:
-        return list(dict.fromkeys(in_order(self.backbone, blocks) for blocks in subsets))
-
     def _recipes_of(self, blocks: tuple[str, ...]) -> list[Recipe]:
         """The distinct recipes for a subset: what it doesn't depend on is set to one value."""
         norms = [m for name in blocks for m in self.backbone.part(name).modules() if isinstance(m, _BatchNorm)]
@@ -201,7 +198,7 @@ class Study:
         groups: dict[tuple[int, int], list[Trial]] = {}
         for trial in missing:
             groups.setdefault((trial.seed, trial.fold), []).append(trial)
-        steps = sum(self._steps(trial, len(self._folds[trial.fold][0])) for trial in missing)
+        steps = sum(trial.steps(len(self._folds[trial.fold][0])) for trial in missing)
         with Progress(self.progress, steps) as progress:
             for (seed, fold), trials in groups.items():
                 train, validation = (self._on_device(self.task.train.take(rows)) for rows in self._folds[fold])
@@ -215,7 +212,7 @@ class Study:
         train, validation = self._on_device(self.task.train), None
         if self.recipes[0].patience is not None:
             train, validation = (self._on_device(self.task.train.take(rows)) for rows in self._folds[0])
-        with Progress(self.progress, sum(self._steps(trial, len(train)) for trial in trials)) as progress:
+        with Progress(self.progress, sum(trial.steps(len(train)) for trial in trials)) as progress:
             for trial in trials:
                 yield trial, self._fit([trial], trial.seed, train, validation, progress, None)[0]
 
@@ -251,11 +248,8 @@ class Study:
             "recipe": trial.recipe.as_dict(),
             "versions": {name: version(name) for name in ("torch", "timm")} | {"python": platform.python_version()},
         }
-        size = trial.recipe.image_size
-        return TunedTask(self.backbone, fit.blocks, fit.weights, self.task.classes, size, provenance)
-
-    def _steps(self, trial: Trial, n_train: int) -> int:
-        return trial.recipe.epochs * -(-n_train // trial.recipe.batch_size)
+        classes, size = self.task.classes, trial.recipe.image_size
+        return TunedTask(self.backbone, fit.blocks, fit.weights, classes, size, provenance)
 
     def _sizes(self, trial: Trial) -> tuple[int, int]:
         """Images that are trained on, and scored on."""

@@ -19,6 +19,10 @@ class Trial:
     seed: int
     fold: int | None
 
+    def steps(self, n_train: int) -> int:
+        """Optimizer steps on so many training images, without early stopping."""
+        return self.recipe.epochs * -(-n_train // self.recipe.batch_size)
+
 
 @dataclass(frozen=True)
 class TestResult:
