@@ -190,8 +190,8 @@ def build_report(folder: str | Path, expected: Iterable[str] = ()) -> Path:
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>SubTuning Lab: {html.escape(folder.name)}'
         '</title><meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<style>{_CSS}</style></head><body><header><h1>SubTuning Lab: what was reproduced</h1>"
-        f"<p>Preset <b>{html.escape(folder.name)}</b>, written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. Accuracies are "
-        f'in [0, 1].</p></header><nav aria-label="Sections"><ul>{links}</ul></nav>'
+        f"<p>Preset <b>{html.escape(folder.name)}</b>, written {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.</p>"
+        f'</header><nav aria-label="Sections"><ul>{links}</ul></nav>'
         f"<main>{sections}</main></body></html>\n"
     )
     write_atomically(folder / REPORT, page.encode())
@@ -233,14 +233,20 @@ def _table_html(table: dict[str, Any] | None, caption: str) -> str:
     if table is None:
         return ""
     head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in table["columns"])
-    rows = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in table["rows"])
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{_cell(*cell)}</td>" for cell in zip(table["columns"], row, strict=True)) + "</tr>"
+        for row in table["rows"]
+    )
     return (
         f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table><caption>{caption}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
-def _cell(value: Any) -> str:
+def _cell(column: str, value: Any) -> str:
+    """One value as a reader wants it: accuracies and their spread in percent, counts with thousands apart."""
     if value is None:
         return "not available"
-    return f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))
+    if isinstance(value, float):
+        return f"{value:.1%}" if "accuracy" in column or column == "std" else f"{value:.4g}"
+    return f"{value:,}" if type(value) is int else html.escape(str(value))

@@ -209,9 +209,9 @@ class Study:
 
     def _fit_fully(self, trials: list[Trial]) -> Iterator[tuple[Trial, Fit]]:
         """Trains on all training images; less the first fold's validation images where these decide the end."""
-        train, validation = self._on_device(self.task.train), None
-        if self.recipes[0].patience is not None:
-            train, validation = (self._on_device(self.task.train.take(rows)) for rows in self._folds[0])
+        stopped = self.recipes[0].patience is not None
+        parts = [self.task.train.take(rows) for rows in self._folds[0]] if stopped else [self.task.train]
+        train, validation = ([self._on_device(part) for part in parts] + [None])[:2]
         with Progress(self.progress, sum(trial.steps(len(train)) for trial in trials)) as progress:
             for trial in trials:
                 yield trial, self._fit([trial], trial.seed, train, validation, progress, None)[0]
