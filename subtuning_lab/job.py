@@ -152,7 +152,7 @@ def validation_scores(
         loss = F.cross_entropy(logits.movedim(-1, 1), labels.expand(len(logits), -1), reduction="none").sum(1)
         hits = (logits.argmax(-1) == labels).sum(1).to(loss)
         totals = torch.stack([loss, hits], 1) + (0 if totals is None else totals)
-    return [(loss, accuracy) for loss, accuracy in (totals / len(job.validation)).tolist()]
+    return [(loss, accuracy) for loss, accuracy in (totals.double() / len(job.validation)).tolist()]
 
 
 def parameter_groups(tuned: nn.Module, head: nn.Linear, recipe: Recipe) -> list[dict[str, object]]:
