@@ -240,6 +240,8 @@ def without_dropout(backbone: Chain) -> Chain:
             module.p = 0.0
         elif hasattr(module, "drop_prob"):  # timm's DropPath and DropBlock
             module.drop_prob = 0.0
+        if isinstance(getattr(module, "drop_rate", None), float):  # timm's heads call the function with it
+            module.drop_rate = 0.0
     return still
 
 

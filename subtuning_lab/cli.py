@@ -101,6 +101,7 @@ def profile(
         list[str] | None, typer.Option(help="BatchNorm of tuned blocks, batch or frozen; repeat it likewise.")
     ] = None,
     head_lr: Annotated[float | None, typer.Option(help="Peak learning rate of the new readout.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bf16.")] = None,
     augment: Annotated[str | None, typer.Option(help="Augmentation of the training images.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Side in pixels that images are resized to.")] = None,
     records: Annotated[Path, typer.Option(help="The run store; finished scores are read from it.")] = Path(
@@ -114,7 +115,7 @@ def profile(
     from subtuning_lab.presets import parse_parameter
 
     fixed = {"epochs": epochs, "weight_decay": weight_decay, "batch_size": batch_size, "head_lr": head_lr}
-    fixed |= {"augment": augment, "image_size": image_size}
+    fixed |= {"augment": augment, "image_size": image_size, "precision": precision}
     recipes = _recipes(fixed, {"lr": lr, "bn": bn})
     if seeds < 1:
         raise ValueError(f"seeds must be 1 or more, not {seeds}")

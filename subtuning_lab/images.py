@@ -129,6 +129,11 @@ class StreamedImages:
         """Always torch.uint8."""
         return torch.uint8
 
+    @property
+    def device(self) -> torch.device:
+        """Always the CPU, where images are decoded."""
+        return torch.device("cpu")
+
     def __getitem__(self, index: torch.Tensor | slice | int | Sequence[int]) -> torch.Tensor:
         """Decode the images at `index` in parallel.
 

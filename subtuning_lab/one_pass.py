@@ -109,13 +109,17 @@ class SharedForward:
             joining = [c for c in candidates if c.fork == position]
             own = [c for c in on_board if c.owns(position)]
             shared = [c for c in on_board if c not in own]
+            rows = dict(zip(on_board, h.chunk(len(on_board)), strict=True)) if own else {}
+            rows |= {c: trunk[position] for c in joining}
             outputs = []
             if shared:
-                outputs.append(frozen(self._own(position, _rows(h, on_board, shared))))
-            outputs += [c.tuned[str(position)](self._own(position, _rows(h, on_board, [c]))) for c in own]
-            outputs += [c.tuned[str(position)](self._own(position, trunk[position])) for c in joining]
+                x = torch.cat([rows[c] for c in shared]) if own else h
+                outputs.append(frozen(self._own(position, x)))
+            outputs += [c.tuned[str(position)](self._own(position, rows[c])) for c in own + joining]
             on_board = shared + own + joining
             h = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)) if outputs else None
+            if h is not None and position == len(self.frozen) - 2:
+                _keep_layout(h)
         return dict(zip(on_board, h.chunk(len(on_board)), strict=True)) if on_board else {}
 
 
@@ -128,12 +132,7 @@ def _check_rows(name: str, alone: torch.Tensor, beside_others: torch.Tensor) -> 
         )
 
 
-def _rows(h: torch.Tensor, on_board: list[Candidate], wanted: list[Candidate]) -> torch.Tensor:
-    """The rows of some candidates, without a copy where they stand together at the front."""
-    batch = len(h) // len(on_board)
-    if wanted == on_board[: len(wanted)]:
-        return h[: batch * len(wanted)]
-    places = [on_board.index(c) for c in wanted]
-    if len(places) == 1:
-        return h[batch * places[0] : batch * (places[0] + 1)]
-    return torch.cat([h[batch * i : batch * (i + 1)] for i in places])
+def _keep_layout(h: torch.Tensor) -> None:
+    """Hands the gradient on in the tensor's own memory layout; pooling gives it in another, and ReLU is then slow."""
+    if h.requires_grad and h.dim() == 4 and h.is_contiguous(memory_format=torch.channels_last):
+        h.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))

@@ -12,13 +12,17 @@ from torch import nn
 from subtuning_lab.chain import Chain
 
 _SHARE_OF_FREE = 0.6  # the rest is for temporary results of single operations, and for everybody else
+_OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")  # of the CPU's allocator; of cuBLAS and cuDNN
 _STATES_PER_WEIGHT = 4  # weight, gradient and AdamW's two moments
 
 
 def free_bytes(device: torch.device) -> int:
     """Bytes that one pass may take on the device: a safe share of what is free now."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return int(_SHARE_OF_FREE * free)
+    if device.type != "cuda":
+        return int(_SHARE_OF_FREE * psutil.virtual_memory().available)
+    free, _ = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, ready for reuse
+    return int(_SHARE_OF_FREE * (free + cached))
 
 
 def bytes_per_candidate(
@@ -60,7 +64,7 @@ def pack(costs: Sequence[int], forks: Sequence[int], limit: int) -> list[list[in
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the device, or the CPU's allocator, had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def _kept_for_backward(backbone: Chain, example: torch.Tensor) -> list[int]:

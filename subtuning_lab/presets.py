@@ -98,6 +98,12 @@ def settle_parameters(
     settled = {}
     for stem, names in declared.items():
         ours = {name: value for name, value in paths.items() if name in names}
-        settled[stem] = ours | preset.get(stem, {}) | {name: overrides[name] for name in overrides if name in names}
+        given = {name: _as_wanted(value, names[name]) for name, value in overrides.items() if name in names}
+        settled[stem] = ours | preset.get(stem, {}) | given
         check_parameters(stem, settled[stem], names)
     return settled
+
+
+def _as_wanted(value: Any, annotation: str) -> Any:
+    """A number given where text is wanted is that text, as in `-p windows=2`."""
+    return str(value) if annotation == "str" and type(value) in (int, float) else value

@@ -72,7 +72,7 @@ class _NotebookLine:
     def update(self, trained: int, total: int) -> None:
         now = time.perf_counter()
         if now - self.last >= _REFRESH_S:
-            left = (now - self.start) * (total - trained) / trained
+            left = (now - self.start) * max(0, total - trained) / trained
             self._write(f"training: {trained / total:.0%}, about {left:.0f} s left")
             self.last = now
 

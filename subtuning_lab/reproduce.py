@@ -66,11 +66,12 @@ def select_sections(notebooks: str | Path, sections: Iterable[str] = ()) -> dict
 
 
 def fingerprint(notebook: Path, parameters: Mapping[str, Any]) -> str:
-    """Hash all that determines a run: the notebook's cells, the parameters, and the package's own code."""
+    """Hash all that determines a run: the notebook's cells, the parameters, the package's code and its weights."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     for cell in nbformat.read(notebook, as_version=4).cells:
         digest.update(f"\0{cell.cell_type}\0{cell.source}".encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    package = Path(__file__).parent
+    for source in sorted([*package.glob("*.py"), *package.glob("weights/*.safetensors")]):
         digest.update(source.read_bytes())
     return digest.hexdigest()
 

@@ -20,6 +20,7 @@ from subtuning_lab.checks import check_number
 from subtuning_lab.deltas import TunedTask
 from subtuning_lab.images import StreamedImages
 from subtuning_lab.job import Fit
+from subtuning_lab.packing import free_bytes
 from subtuning_lab.progress import Progress
 from subtuning_lab.recipe import Recipe, check_recipes
 from subtuning_lab.records import Records, record_key
@@ -151,8 +152,8 @@ class Study:
             blocks: the subset; [] is linear probing, "all" full finetuning.
             seed: by default the study's first.
         """
-        names = in_order(self.backbone, blocks)
-        trial = Trial(names, self.recipe_of(names), self.seeds[0] if seed is None else seed, None)
+        names, seed = in_order(self.backbone, blocks), self.seeds[0] if seed is None else seed
+        trial = Trial(names, self.recipe_of(names), seed, None)
         return self._tuned(*next(self._fit_fully([trial])))
 
     def test(self, blocks: Blocks) -> TestResult:
@@ -169,9 +170,8 @@ class Study:
         trials = [Trial(names, self.recipe_of(names), seed, None) for seed in self.seeds]
         uses = self.records.count_test(record_key(self._fingerprints))
         keys = [self._key(trial) for trial in trials]
-        found = self.records.get(keys)
-        missing = [trial for trial, key in zip(trials, keys, strict=True) if key not in found]
-        for trial, fit in self._fit_fully(missing):
+        known = self.records.get(keys)
+        for trial, fit in self._fit_fully([t for t, key in zip(trials, keys, strict=True) if key not in known]):
             accuracy = self._tuned(trial, fit).accuracy(self.task.test)
             self.records.put([self._row(trial, replace(fit, accuracy=accuracy, validation_loss=None))])
         rows = self.records.get(keys)
@@ -243,7 +243,7 @@ class Study:
         provenance = {
             "task": self.task.name,
             "task_fingerprint": self._fingerprints["task"],
-            "n_train": len(self.task.train),
+            "n_train": self._sizes(trial)[0],
             "seed": trial.seed,
             "recipe": trial.recipe.as_dict(),
             "versions": {name: version(name) for name in ("torch", "timm")} | {"python": platform.python_version()},
@@ -256,7 +256,7 @@ class Study:
         if trial.fold is not None:
             return tuple(len(rows) for rows in self._folds[trial.fold])
         held_out = len(self._folds[0][1]) if trial.recipe.patience is not None else 0
-        return len(self.task.train) - held_out, len(self.task.test)
+        return len(self.task.train) - held_out, len(self.task.test or ())
 
     def _row(self, trial: Trial, fit: Fit) -> dict[str, object]:
         """One row of the records."""
@@ -296,5 +296,5 @@ class Study:
         """The split with its images on the device, where they fit beside a pass."""
         if self.device.type != "cuda" or isinstance(split.images, StreamedImages):
             return split
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return Split(split.images.to(self.device), split.labels) if split.images.nbytes < free / 3 else split
+        fits = split.images.nbytes < free_bytes(self.device) / 2
+        return Split(split.images.to(self.device), split.labels) if fits else split

@@ -23,6 +23,7 @@ def usable_device(name: str | torch.device | None) -> torch.device:
 
 
 def check_types(backbone: object, task: object, engine: str) -> None:
+    """Raises TypeError for what is no chain or no task, ValueError for an unknown engine."""
     for name, value, kind in (("backbone", backbone, Chain), ("task", task, Task)):
         if not isinstance(value, kind):
             raise TypeError(f"{name} is a {type(value).__name__}; it must be a {kind.__name__}")
@@ -31,6 +32,7 @@ def check_types(backbone: object, task: object, engine: str) -> None:
 
 
 def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """The seeds as a tuple. Raises TypeError or ValueError unless they are different whole numbers from 0 on."""
     if isinstance(seeds, int) or not all(isinstance(s, int) and not isinstance(s, bool) for s in seeds):
         raise TypeError(f"seeds is {seeds!r}; it must be a sequence of whole numbers, e.g. (0, 1, 2)")
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):

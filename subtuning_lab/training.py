@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -48,7 +49,8 @@ def fit_together(
         num_classes: outputs of the new readout.
         validation: images to score on, never augmented; None scores nothing.
         seed: of the readout's start, the order of images and their augmentation.
-        engine: "one_pass" or "sequential"; equal up to rounding.
+        engine: "one_pass" or "sequential"; equal up to rounding. On a CPU the same call gives the same bits; on a
+            GPU, cuDNN's backward may differ in the last ones unless `torch.backends.cudnn.deterministic` is set.
         fold: whether the shared pass folds frozen BatchNorm into convolutions: faster, and equal up to rounding.
         memory_limit: bytes that one pass may take; by default most of what is free on the device. Candidates that
             don't fit together go into further passes, with the same numbers.
@@ -130,10 +132,11 @@ def _fit_passes(
     costs = bytes_per_candidate(job.backbone, example, [blocks for blocks, _ in work], len(images))
     passes = pack(costs, _forks(job.backbone, work), free_bytes(job.device) if memory_limit is None else memory_limit)
     while passes:
+        gc.collect()  # a schedule and its optimizer hold each other, and with them the last pass's memory
         members = passes.pop(0)
         try:
             fits = _fit_pass(job, shared, [work[i] for i in members])
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
             if not is_out_of_memory(error) or len(members) == 1:
                 raise
             half = len(members) // 2

@@ -29,8 +29,14 @@ pytestmark = [
 ]
 PROFILES = Path(__file__).parents[1] / "notebooks" / "01_finetuning_profiles.ipynb"
 #: for notebook 01: enough to see a figure, little to train
-SMALL = {"tasks": "digits", "train_size": 40, "recipe": '{"epochs": 1, "batch_size": 20}', "bn_modes": "batch"}
-SMALL |= {"folds": 2, "seeds": 1, "windows": "1, 2", "pair_seeds": 0}
+SMALL = {
+    "tasks": "digits",
+    "train_size": 40,
+    "recipe": '{"epochs": 1, "batch_size": 20}',
+    "bn_modes": "batch",
+    "lrs": "3e-3",
+}
+SMALL |= {"folds": 2, "seeds": 1, "windows": "1, 2", "pair_seeds": 0, "pair_size": 40}
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 WAIT_MS = 120_000
 PANELS = """

@@ -42,7 +42,7 @@ def test_there_is_something_to_test():
 
 def test_the_example_runs_as_printed(workplace, capsys):
     (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    offline = example.replace('"resnet18", weights="pretrained"', '"lab-resnet"').replace("epochs=10", "epochs=40")
+    offline = example.replace('"resnet18", weights="pretrained"', '"lab-resnet"').replace("epochs=10", "epochs=15")
     assert offline.count('"lab-resnet"') == 2
     exec(compile(offline, "README", "exec"), {})
     assert {"photos.safetensors", "profile.png", "runs"} <= {path.name for path in workplace.iterdir()}
@@ -74,8 +74,12 @@ def test_make_targets_exist(command):
     assert done.returncode == 0, done.stderr
 
 
+def test_no_figure_is_left_open():
+    assert not re.search(r"@[A-Z0-9]+@|TODO", README)
+
+
 def test_links_lead_somewhere():
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert len(links) > 5
-    missing = [link for link in links if not (ROOT / link).exists()]
+    missing = [link for link in links if not (ROOT / link).exists() or not (ROOT / link).stat().st_size]
     assert not missing

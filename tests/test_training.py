@@ -3,10 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_chain, tiny_split
+from conftest import tiny_chain, tiny_split, tiny_task
 
 from subtuning_lab.chain import set_trainable
+from subtuning_lab.images import StreamedImages
 from subtuning_lab.recipe import Recipe, lr_factor
+from subtuning_lab.study import Study
+from subtuning_lab.tasks import Split
 from subtuning_lab.training import ENGINES, fit_together
 
 RECIPE = Recipe(epochs=3, batch_size=6, lr=1e-2, head_lr=0.1, weight_decay=0.2)
@@ -140,3 +143,23 @@ def test_wrong_calls_train_nothing(options, message):
     with pytest.raises(ValueError, match=message):
         fit([("block1",)], options.pop("recipe", RECIPE), on_step=steps.append, **options)
     assert steps == []
+
+
+def test_streamed_images_train_like_images_in_memory():
+    streamed = Split(StreamedImages(TRAIN.images.movedim(1, -1).numpy(), tuple(TRAIN.images.shape[2:])), TRAIN.labels)
+    options = {"num_classes": 3, "validation": VALIDATION}
+    in_memory = fit_together(tiny_chain(), [(), ("block2",)], TRAIN, RECIPE, **options)
+    on_demand = fit_together(tiny_chain(), [(), ("block2",)], streamed, RECIPE, **options)
+    for one, other in zip(in_memory, on_demand, strict=True):
+        assert torch.equal(one.losses, other.losses) and one.accuracy == other.accuracy
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_study_runs_on_a_gpu(precision):
+    recipe = Recipe(epochs=2, batch_size=6, precision=precision)
+    study = Study(tiny_chain(), tiny_task(), recipe, folds=2, device="cuda", progress=False)
+    assert len(study.scores([(), ("block2",), "all"])) == 6
+    assert 0 <= study.test(["block2"]).mean <= 1
+    assert study.fit(["block2"]).predict(tiny_task().test.images).isfinite().all()
