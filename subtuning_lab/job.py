@@ -94,13 +94,16 @@ class Job:
         """Mixed precision where the recipe asks for it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
-    def optimizer(self, groups: list[dict[str, object]]) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
-        """AdamW over parameter groups, with the recipe's schedule."""
-        optimizer = torch.optim.AdamW(groups, fused=True)
-        total = self.recipe.epochs * self.steps_per_epoch
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: lr_factor(step, total, self.recipe.warmup)
-        )
+    def optimizer(self, groups: list[dict[str, object]]) -> torch.optim.AdamW:
+        """AdamW over parameter groups, whose learning rates are the peaks of the schedule."""
+        return torch.optim.AdamW([group | {"peak_lr": group["lr"]} for group in groups], fused=True)
+
+    def set_lr(self, optimizer: torch.optim.AdamW, step: int) -> None:
+        """Declares the learning rates of one step, counted from 0 over all epochs."""
+        # Torch's schedulers and their optimizer hold each other, and with them the weights of finished passes.
+        factor = lr_factor(step, self.recipe.epochs * self.steps_per_epoch, self.recipe.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = factor * group["peak_lr"]
 
 
 class Course:

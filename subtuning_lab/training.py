@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -98,17 +97,17 @@ def _fit_alone(job: Job, blocks: frozenset[str], recipe: Recipe) -> Fit:
     network = fast_layout(set_trainable(copy.deepcopy(job.backbone), blocks, recipe.bn))
     parts = {name: network.part(name) for name in blocks}
     candidate = nn.ModuleDict({"backbone": network, "head": job.new_head()})
-    optimizer, schedule = job.optimizer(parameter_groups(network, candidate["head"], recipe))
+    optimizer = job.optimizer(parameter_groups(network, candidate["head"], recipe))
     course = Course(job, recipe, lambda: copy_weights(parts | {"head": candidate["head"]}))
     for epoch in range(recipe.epochs):
         candidate.train()
-        for images, labels in job.batches(epoch):
+        for step, (images, labels) in enumerate(job.batches(epoch), start=epoch * job.steps_per_epoch):
+            job.set_lr(optimizer, step)
             with job.autocast():
                 logits = candidate["head"](network(images))
             optimizer.zero_grad(set_to_none=True)
             course.loss(logits, labels).backward()
             optimizer.step()
-            schedule.step()
             job.on_step(1)
         candidate.eval()
         scores = validation_scores(job, epoch, lambda images: [candidate["head"](network(images))])
@@ -132,7 +131,6 @@ def _fit_passes(
     costs = bytes_per_candidate(job.backbone, example, [blocks for blocks, _ in work], len(images))
     passes = pack(costs, _forks(job.backbone, work), free_bytes(job.device) if memory_limit is None else memory_limit)
     while passes:
-        gc.collect()  # a schedule and its optimizer hold each other, and with them the last pass's memory
         members = passes.pop(0)
         try:
             fits = _fit_pass(job, shared, [work[i] for i in members])
@@ -151,13 +149,13 @@ def _fit_pass(job: Job, shared: SharedForward, work: list[tuple[frozenset[str], 
     candidates = [fast_layout(Candidate(job.backbone, blocks, job.new_head(), own.bn)) for blocks, own in work]
     courses = {c: Course(job, own, c.snapshot) for c, (_, own) in zip(candidates, work, strict=True)}
     groups = [g for c, (_, own) in zip(candidates, work, strict=True) for g in parameter_groups(c.tuned, c.head, own)]
-    optimizer, schedule = job.optimizer(groups)
+    optimizer = job.optimizer(groups)
     active = list(candidates)
     for epoch in range(job.recipe.epochs):
-        for images, labels in job.batches(epoch):
+        for step, (images, labels) in enumerate(job.batches(epoch), start=epoch * job.steps_per_epoch):
+            job.set_lr(optimizer, step)
             _step(job, shared, active, courses, images, labels)
             optimizer.step()
-            schedule.step()
             optimizer.zero_grad(set_to_none=True)
             job.on_step(len(active))
         for candidate in active:
