@@ -200,26 +200,25 @@ class Study:
             groups.setdefault((trial.seed, trial.fold), []).append(trial)
         steps = sum(trial.steps(len(self._folds[trial.fold][0])) for trial in missing)
         with Progress(self.progress, steps) as progress:
-            for (seed, fold), trials in groups.items():
+            for (_, fold), trials in groups.items():
                 train, validation = (self._on_device(self.task.train.take(rows)) for rows in self._folds[fold])
-                self._fit(trials, seed, train, validation, progress, partial(self._record, trials))
+                self._fit(trials, train, validation, progress, partial(self._record, trials))
 
     def _record(self, trials: list[Trial], fits: dict[int, Fit]) -> None:
         self.records.put([self._row(trials[i], fit) for i, fit in fits.items()])
 
     def _fit_fully(self, trials: list[Trial]) -> Iterator[tuple[Trial, Fit]]:
         """Trains on all training images; less the first fold's validation images where these decide the end."""
-        stopped = self.recipes[0].patience is not None
-        parts = [self.task.train.take(rows) for rows in self._folds[0]] if stopped else [self.task.train]
-        train, validation = ([self._on_device(part) for part in parts] + [None])[:2]
+        train, validation = self._on_device(self.task.train), None
+        if self.recipes[0].patience is not None:
+            train, validation = (self._on_device(self.task.train.take(rows)) for rows in self._folds[0])
         with Progress(self.progress, sum(trial.steps(len(train)) for trial in trials)) as progress:
             for trial in trials:
-                yield trial, self._fit([trial], trial.seed, train, validation, progress, None)[0]
+                yield trial, self._fit([trial], train, validation, progress, None)[0]
 
     def _fit(
         self,
-        trials: list[Trial],
-        seed: int,
+        trials: list[Trial],  # of one seed
         train: Split,
         validation: Split | None,
         progress: Progress,
@@ -232,7 +231,7 @@ class Study:
             [trial.recipe for trial in trials],
             num_classes=self.task.num_classes,
             validation=validation,
-            seed=seed,
+            seed=trials[0].seed,
             engine=self.engine,
             memory_limit=self.memory_limit,
             on_step=progress.advance,

@@ -6,8 +6,9 @@ import re
 
 import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
-from subtuning_lab.presets import check_parameters, declared_parameters, parse_parameter
+from subtuning_lab.presets import check_parameters, declared_parameters, parse_parameter, settle_parameters
 from subtuning_lab.reproduce import kernel_environment, reproduce, select_sections
 
 RECORD = """
@@ -92,7 +93,7 @@ def test_a_failure_is_kept_and_the_rest_go_on_in_two_jobs(lab, capsys):
         ({"parameters": {"steps": 1.5}}, TypeError, "steps must be int, not 1.5"),
         ({"parameters": {"steps": True}}, TypeError, "steps must be int, not True"),
         ({"parameters": {"rate": "much"}}, TypeError, "rate must be float"),
-        ({"parameters": {"name": 3}}, TypeError, "name must be str"),
+        ({"parameters": {"name": True}}, TypeError, "name must be str"),
         ({"parameters": {"fast": 1}}, TypeError, "fast must be bool"),
         ({"notebooks": "no/such/folder"}, FileNotFoundError, "such"),
     ],
@@ -168,3 +169,11 @@ def test_kernels_share_the_cores_and_the_environment_is_restored(monkeypatch):
     with kernel_environment(jobs=1000):
         assert os.environ["OMP_NUM_THREADS"] == "1"
     assert dict(os.environ) == before
+
+
+def test_a_number_is_as_good_as_its_text_where_text_is_wanted(tmp_path):
+    declared = new_notebook(cells=[new_code_cell('widths: str = "1"', metadata={"tags": ["parameters"]})])
+    path = tmp_path / "01_widths.ipynb"
+    nbformat.write(declared, path)
+    settled = settle_parameters({"01_widths": path}, {}, dict([parse_parameter("widths=2")]), tmp_path)
+    assert settled == {"01_widths": {"widths": "2"}}
