@@ -173,6 +173,7 @@ def test_kernels_share_the_cores_and_the_environment_is_restored(monkeypatch):
 
 def test_a_number_is_as_good_as_its_text_where_text_is_wanted(tmp_path):
     declared = new_notebook(cells=[new_code_cell('widths: str = "1"', metadata={"tags": ["parameters"]})])
+    declared.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     path = tmp_path / "01_widths.ipynb"
     nbformat.write(declared, path)
     settled = settle_parameters({"01_widths": path}, {}, dict([parse_parameter("widths=2")]), tmp_path)
