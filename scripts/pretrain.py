@@ -1,7 +1,7 @@
 """Pretrain a bundled backbone on procedurally generated images, and write its weights and its model card.
 
 python scripts/pretrain.py lab-resnet
-python scripts/pretrain.py lab-vit --epochs 2 --images 5000 --out /tmp/weights
+python scripts/pretrain.py lab-vit --epochs 2 --images 5000 --out weights
 """
 
 import argparse
