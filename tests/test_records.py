@@ -170,7 +170,8 @@ for i in range(40):
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    """For a further process: the same modules, and as many threads, whose number decides the last bits of sums."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
 
 def test_two_processes_write_at_once(tmp_path):
