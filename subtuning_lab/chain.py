@@ -203,12 +203,13 @@ def part_table(backbone: Chain, image_size: int | tuple[int, int] | None = None)
     return pd.DataFrame(rows, columns=["part", "position", "params", "flops", "output_shape"]).set_index("part")
 
 
-def training_flops(table: pd.DataFrame, blocks: Iterable[str]) -> dict[str, int]:
+def training_flops(table: pd.DataFrame, blocks: Iterable[str], weight_gradients: bool = True) -> dict[str, int]:
     """FLOPs per image and training step of one subset, by what they are spent on.
 
     Args:
         table: of `part_table`.
         blocks: the subset's names.
+        weight_gradients: False where only biases, norms or adapters are trained; theirs cost next to nothing.
 
     Returns:
         "trunk": frozen forward before the first tuned part, which candidates can share; "forward": the forward from
@@ -220,7 +221,7 @@ def training_flops(table: pd.DataFrame, blocks: Iterable[str]) -> dict[str, int]
     return {
         "trunk": int(flops.iloc[:first].sum()),
         "forward": int(flops.iloc[first:].sum()),
-        "backward": weights + activations,
+        "backward": (weights if weight_gradients else 0) + activations,
     }
 
 

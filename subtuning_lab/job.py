@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -17,6 +18,7 @@ from subtuning_lab.recipe import Recipe, lr_factor
 from subtuning_lab.tasks import Split
 
 Layout = TypeVar("Layout", nn.Module, torch.Tensor)
+Start = dict[str, torch.Tensor]  # weights of a readout by tensor name
 Weights = dict[str, dict[str, torch.Tensor]]  # part name, or "head" -> tensor name -> tensor
 _ORDER, _VIEW, _HEAD = 0, 1, 2  # independent streams of chance
 
@@ -81,13 +83,23 @@ class Job:
             views = resize_to(images.to(self.backbone.mean.dtype) / 255, self.recipe.image_size)
             yield fast_layout(self.backbone.normalize(views)), self.validation.labels[rows].to(self.device)
 
-    def new_head(self) -> nn.Linear:
-        """A readout that starts at the same random weights for every candidate of a seed."""
-        head = nn.utils.skip_init(nn.Linear, self.backbone.num_features, self.num_classes)
-        bound, generator = self.backbone.num_features**-0.5, seeded(self.seed, _HEAD)
+    def new_head(self, start: Start | None = None, siamese: bool = False) -> nn.Linear:
+        """A readout that starts at the same random weights for every candidate of a seed, or at given ones.
+
+        Args:
+            start: weight (classes, num_features) and bias (classes,) to start from.
+            siamese: whether it sees the frozen features beside the tuned ones. These are equal before training, so
+                that each half of a given start does half of its work.
+        """
+        halves = 2 if siamese else 1
+        head = nn.utils.skip_init(nn.Linear, halves * self.backbone.num_features, self.num_classes)
+        bound, generator = head.in_features**-0.5, seeded(self.seed, _HEAD)
         with torch.no_grad():
             for parameter in head.parameters():
                 parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * bound)
+            if start is not None:
+                head.weight.copy_(start["weight"].repeat(1, halves) / halves)
+                head.bias.copy_(start["bias"])
         return head.to(self.device, self.backbone.mean.dtype)
 
     def autocast(self) -> AbstractContextManager:
@@ -158,12 +170,56 @@ def validation_scores(
     return [(loss, accuracy) for loss, accuracy in (totals.double() / len(job.validation)).tolist()]
 
 
-def parameter_groups(tuned: nn.Module, head: nn.Linear, recipe: Recipe) -> list[dict[str, object]]:
-    """The optimizer's groups for one candidate: its readout, and its tuned blocks if it has any."""
-    head_lr = recipe.head_lr if recipe.head_lr is not None else recipe.lr
-    blocks = [p for p in tuned.parameters() if p.requires_grad]
-    groups = [{"params": list(head.parameters()), "lr": head_lr, "weight_decay": recipe.weight_decay}]
-    return groups + ([{"params": blocks, "lr": recipe.lr, "weight_decay": recipe.weight_decay}] if blocks else [])
+def parameter_groups(
+    parts: Mapping[int, nn.Module], depth: int, head: nn.Linear, recipe: Recipe
+) -> list[dict[str, object]]:
+    """The optimizer's groups for one candidate: its readout, and what it trains of its parts.
+
+    Args:
+        parts: the tuned parts by position in the network, stem 0.
+        depth: position of the network's last part.
+        head: the readout; one that linear probing has trained before goes on at the blocks' learning rate.
+        recipe: learning rates, their decay from part to part, and their scaling.
+    """
+    fixed = {"weight_decay": recipe.weight_decay}
+    probed = recipe.head_start == "probe" and parts
+    head_lr = recipe.lr if probed or recipe.head_lr is None else recipe.head_lr
+    groups = [fixed | {"params": list(head.parameters()), "lr": head_lr}]
+    trained = {i: [p for p in part.parameters() if p.requires_grad] for i, part in parts.items()}
+    lr = {i: recipe.lr * recipe.lr_decay ** (depth - i) for i in parts}
+    if recipe.lr_scaling == "rgn":
+        family = object()  # marks the tensors of one candidate
+        marks = {"family": family, **fixed}
+        return groups + [
+            marks | {"params": [p], "lr": lr[i], "recent": deque(maxlen=5)} for i, own in trained.items() for p in own
+        ]
+    if recipe.lr_decay < 1:
+        return groups + [fixed | {"params": own, "lr": lr[i]} for i, own in trained.items() if own]
+    together = [p for own in trained.values() for p in own]
+    return groups + ([fixed | {"params": together, "lr": recipe.lr}] if together else [])
+
+
+@torch.no_grad()
+def scale_by_relative_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Multiplies learning rates of groups with a `family` by ||gradient|| / ||weights||, the family's largest being 1.
+
+    The ratio is a mean over the last five steps. A tensor of zeros has no such ratio, and stays.
+
+    Source: surgical finetuning's Auto-RGN; there the gradients are taken in passes of their own once an epoch.
+    """
+    families: dict[object, list[dict]] = {}
+    for group in optimizer.param_groups:
+        if "family" in group and group["params"][0].grad is not None:
+            families.setdefault(group["family"], []).append(group)
+    for groups in families.values():
+        weights = [group["params"][0] for group in groups]
+        gradients, sizes = (torch.stack(torch._foreach_norm(own)) for own in ([w.grad for w in weights], weights))
+        ratios = torch.where(sizes > 0, gradients / sizes, 0).tolist()
+        for group, ratio in zip(groups, ratios, strict=True):
+            group["recent"].append(ratio)
+        means = [sum(group["recent"]) / len(group["recent"]) for group in groups]
+        for group, mean in zip(groups, means, strict=True):
+            group["lr"] *= mean / (max(means) or 1.0)
 
 
 def fast_layout(value: Layout) -> Layout:

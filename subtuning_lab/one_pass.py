@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from subtuning_lab.chain import Chain, copy_weights, subset_of
 from subtuning_lab.folding import fold_batchnorm
+from subtuning_lab.recipe import Recipe
+from subtuning_lab.tuning import plain_part, tune_parts
 
 
 class Candidate(nn.Module):
@@ -19,20 +20,25 @@ class Candidate(nn.Module):
     Args:
         backbone: the chain that the copies start from; left untouched.
         subset: names of the tuned parts.
-        head: the new readout, taken over.
-        bn: BatchNorm mode of the tuned parts, as in `set_trainable`.
+        head: the readout, taken over.
+        recipe: what of the tuned parts is trained, their BatchNorm mode, and whether the readout is Siamese.
+        seed: of what is new in the tuned parts.
     """
 
-    def __init__(self, backbone: Chain, subset: frozenset[str], head: nn.Linear, bn: str):
+    def __init__(self, backbone: Chain, subset: frozenset[str], head: nn.Linear, recipe: Recipe, seed: int = 0):
         super().__init__()
         self.subset = subset_of(backbone, subset)
         self.positions = {name: i for i, name in enumerate(backbone.part_names) if name in self.subset}
-        self.tuned = nn.ModuleDict(
-            {str(i): copy.deepcopy(backbone.part(name)).requires_grad_() for name, i in self.positions.items()}
-        )
-        self.head, self.bn = head, bn
+        parts = tune_parts(backbone, subset, recipe, seed)
+        self.tuned = nn.ModuleDict({str(i): parts[name] for name, i in self.positions.items()})
+        self.head, self.bn, self.siamese = head, recipe.bn, recipe.siamese and bool(subset)
         #: position of the first tuned part: the candidate leaves the trunk there
         self.fork = min(self.positions.values(), default=len(backbone.part_names))
+
+    @property
+    def parts(self) -> dict[int, nn.Module]:
+        """The tuned parts by position."""
+        return {int(i): part for i, part in self.tuned.items()}
 
     def owns(self, position: int) -> bool:
         """Whether the part at this position is tuned."""
@@ -49,7 +55,8 @@ class Candidate(nn.Module):
 
     def snapshot(self) -> dict[str, dict[str, torch.Tensor]]:
         """Copies of all weights and buffers on the CPU: part name -> tensors, and "head"."""
-        return copy_weights({name: self.tuned[str(i)] for name, i in self.positions.items()} | {"head": self.head})
+        parts = {name: plain_part(self.tuned[str(i)]) for name, i in self.positions.items()}
+        return copy_weights(parts | {"head": self.head})
 
 
 class SharedForward:
@@ -84,10 +91,16 @@ class SharedForward:
                 example = output
 
     def features(self, x: torch.Tensor, candidates: Sequence[Candidate]) -> dict[Candidate, torch.Tensor]:
-        """Features (batch, num_features) of every candidate for one batch of normalized images."""
-        trunk = self._trunk(x, max(c.fork for c in candidates))
+        """What every candidate's readout sees of one batch of normalized images.
+
+        Returns:
+            Features (batch, num_features); of a Siamese candidate (batch, 2 num_features), the frozen ones first.
+        """
+        depth = max(len(self.frozen) if c.siamese else c.fork for c in candidates)
+        trunk = self._trunk(x, depth)
         at_end = {c: trunk[-1] for c in candidates if c.fork == len(self.frozen)}
-        return at_end | self._branches(trunk, [c for c in candidates if c not in at_end])
+        features = at_end | self._branches(trunk, [c for c in candidates if c not in at_end])
+        return {c: torch.cat([trunk[-1], h], dim=1) if c.siamese else h for c, h in features.items()}
 
     @torch.no_grad()
     def _trunk(self, x: torch.Tensor, depth: int) -> list[torch.Tensor]:

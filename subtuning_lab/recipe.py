@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
+from typing import Any
 
 from subtuning_lab.augmentation import check_augmentation
-from subtuning_lab.chain import BatchNormMode, check_bn
+from subtuning_lab.chain import BN_MODES, BatchNormMode, check_bn
 
 #: what all subsets of a pass have in common; recipes may differ in the rest
 SHARED_FIELDS = ("epochs", "batch_size", "warmup", "augment", "image_size", "precision", "patience")
 PRECISIONS: tuple[str, ...] = ("float32", "bf16")
+PARAMS: tuple[str, ...] = ("all", "bias", "norm")
+ADAPTERS: tuple[str | None, ...] = (None, "lora", "ia3", "ln_tuning")
+LR_SCALINGS: tuple[str, ...] = ("none", "rgn")
+HEAD_STARTS: tuple[str, ...] = ("random", "probe", "source")
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,21 @@ class Recipe:
         precision: "float32", or "bf16" for autocast to bfloat16 in the network (weights and optimizer stay float32).
         patience: stop a subset after so many epochs without a better validation loss, and keep the weights of its
             best epoch; None trains all epochs. The validation score of a stopped run is slightly optimistic.
+        params: which parameters of the tuned blocks are trained: "all", "bias" (BitFit), or "norm" (scales and shifts).
+        adapter: None trains the blocks' own parameters; "lora", "ia3" and "ln_tuning" train small additions in them
+            instead (extra `peft`), which are merged into the blocks when training ends.
+        rank: of "lora", at least 1.
+        lr_decay: each part's learning rate is so many times that of the part behind it, in (0, 1]; 1 for none.
+        lr_scaling: "rgn" scales each tensor's learning rate by its relative gradient norm (Auto-RGN); or "none".
+        head_start: "random" for a new readout; "probe" for one that linear probing has trained at `head_lr`, tuned
+            further at `lr` (LP-FT); "source" for the pretrained one, where the classes are the same.
+        siamese: the readout sees the frozen features beside the tuned ones.
 
     Raises:
         ValueError: a value out of its range, by name.
+
+    Source: PAPER "SubTuning"; the last seven are the baselines' (BitFit, LoRA, IA3, layer-wise decay, surgical
+        finetuning's Auto-RGN, LP-FT) and the paper's Siamese ablation.
     """
 
     epochs: int = 20
@@ -50,23 +68,62 @@ class Recipe:
     image_size: int | None = None
     precision: str = "float32"
     patience: int | None = None
+    params: str = "all"
+    adapter: str | None = None
+    rank: int = 8
+    lr_decay: float = 1.0
+    lr_scaling: str = "none"
+    head_start: str = "random"
+    siamese: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "image_size", "patience"):
+        for name in ("epochs", "batch_size", "image_size", "patience", "rank"):
             _check_count(name, getattr(self, name), optional=name in ("image_size", "patience"))
         for name in ("lr", "head_lr"):
             _check_real(name, getattr(self, name), low=0.0, open_low=True, optional=name == "head_lr")
         _check_real("weight_decay", self.weight_decay, low=0.0)
         for name in ("warmup", "label_smoothing"):
             _check_real(name, getattr(self, name), low=0.0, high=1.0)
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        _check_real("lr_decay", self.lr_decay, low=0.0, high=math.nextafter(1.0, 2.0), open_low=True)
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                names = ", ".join(map(str, allowed))
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {names}")
+        if self.adapter is not None and self.params != "all":
+            raise ValueError(
+                f'params is {self.params!r} beside adapter {self.adapter!r}; an adapter needs params="all"'
+            )
         check_bn(self.bn)
         check_augmentation(self.augment)
 
     def as_dict(self) -> dict[str, object]:
         """Plain values by name, for records and files."""
         return asdict(self)
+
+    def for_probing(self) -> Recipe:
+        """The same for linear probing: what has no effect without tuned blocks is at its default."""
+        head_start = "source" if self.head_start == "source" else "random"
+        kept = {"lr": self.head_lr or self.lr, "head_lr": None, "bn": BN_MODES[0], "head_start": head_start}
+        return replace(self, **{name: _DEFAULTS[name] for name in _OF_TUNED_BLOCKS}, **kept)
+
+
+def recipe_grid(recipe: Recipe, **choices: Sequence[Any]) -> list[Recipe]:
+    """Every combination of the choices, for a study to choose among on its folds.
+
+    Args:
+        recipe: what all have in common.
+        choices: a field of the recipe each, with the values to try, e.g. `lr=[1e-3, 3e-3], bn=["batch", "frozen"]`.
+
+    Raises:
+        ValueError: an unknown field, no values for one, or a value out of its range.
+    """
+    unknown = sorted(set(choices) - set(_DEFAULTS))
+    if unknown:
+        raise ValueError(f"a recipe has no {', '.join(unknown)}; it has {', '.join(_DEFAULTS)}")
+    empty = [name for name, values in choices.items() if isinstance(values, str) or not list(values)]
+    if empty:
+        raise ValueError(f"{empty[0]} is {choices[empty[0]]!r}; it must be a list of at least one value")
+    return [replace(recipe, **dict(zip(choices, values, strict=True))) for values in product(*choices.values())]
 
 
 def check_recipes(recipe: Recipe | Sequence[Recipe]) -> tuple[Recipe, ...]:
@@ -95,6 +152,18 @@ def lr_factor(step: int, total: int, warmup: float) -> float:
     if step < rise:
         return (step + 1) / rise
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+_DEFAULTS = {field.name: field.default for field in fields(Recipe)}
+_OF_TUNED_BLOCKS = ("params", "adapter", "rank", "lr_decay", "lr_scaling", "siamese")
+_CHOICES = {
+    "precision": PRECISIONS,
+    "params": PARAMS,
+    "adapter": ADAPTERS,
+    "lr_scaling": LR_SCALINGS,
+    "head_start": HEAD_STARTS,
+    "siamese": (False, True),
+}
 
 
 def _check_count(name: str, value: object, optional: bool) -> None:

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import copy
-import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from subtuning_lab.chain import BN_MODES, Chain, count_parameters, in_order, part_table, set_trainable, training_flops
+from subtuning_lab.chain import BN_MODES, Chain, count_parameters, in_order, part_table, set_trainable
 from subtuning_lab.checks import check_number
 from subtuning_lab.deltas import TunedTask
-from subtuning_lab.images import StreamedImages
-from subtuning_lab.job import Fit
-from subtuning_lab.packing import free_bytes
-from subtuning_lab.progress import Progress
 from subtuning_lab.recipe import Recipe, check_recipes
-from subtuning_lab.records import Records, record_key
+from subtuning_lab.records import Records
+from subtuning_lab.scorebook import Scorebook
 from subtuning_lab.study_checks import check_images, check_seeds, check_types, usable_device
-from subtuning_lab.tasks import Split, Task
-from subtuning_lab.training import ENGINE_VERSION, fit_together
-from subtuning_lab.trials import TestResult, Trial
+from subtuning_lab.tasks import Task
+from subtuning_lab.trainer import Trainer
+from subtuning_lab.trials import Arm, Method, TestResult, Trial
 
 Blocks = Iterable[str] | Literal["all"]
 
@@ -72,15 +66,16 @@ class Study:
         check_number("folds", folds, 1)
         check_number("memory_limit", memory_limit, 0)
         self.recipes, self.seeds = check_recipes(recipe), check_seeds(seeds)
-        self.task, self.n_folds = task, folds
-        self.engine, self.memory_limit, self.progress = engine, memory_limit, progress
+        self.task, self.n_folds, self.progress = task, folds, progress
         self.device = usable_device(device)
         self.backbone = set_trainable(copy.deepcopy(backbone), []).eval().to(self.device)
         self.records = records if isinstance(records, Records) else Records(records or ":memory:")
         self._folds = task.folds(folds)
-        self._fingerprints = {"backbone": backbone.fingerprint, "task": task.fingerprint}
-        check_images(self.backbone, task, self.recipes[0].image_size)
-        self.parts = part_table(backbone, self.recipes[0].image_size or task.image_size)
+        self._book = Scorebook(self.records, backbone, task, self._folds, self.device)
+        size = self.recipes[0].image_size
+        check_images(self.backbone, task, size)
+        self.parts = part_table(backbone, size or task.image_size)
+        self._trainer = Trainer(self.backbone, task, self._folds, self._book, self.parts, size, engine, memory_limit)
 
     @property
     def block_names(self) -> tuple[str, ...]:
@@ -93,6 +88,11 @@ class Study:
         return self.backbone.part_names
 
     @property
+    def epochs(self) -> int:
+        """Epochs of a full training."""
+        return self.recipes[0].epochs
+
+    @property
     def title(self) -> str:
         """One line for figures: backbone, task, number of training images."""
         return f"{self.backbone.name} on {self.task.name}, {len(self.task.train)} training images"
@@ -100,6 +100,14 @@ class Study:
     def count_parameters(self, blocks: Blocks) -> int:
         """Parameters of a subset, the readout not counted."""
         return count_parameters(self.backbone, blocks)
+
+    def variant(self, **changes: Any) -> Study:
+        """The same study with other values in every recipe, e.g. `variant(params="bias")`; records are shared."""
+        other = copy.copy(self)
+        other.recipes = check_recipes(list(dict.fromkeys(replace(own, **changes) for own in self.recipes)))
+        if {own.image_size for own in other.recipes} != {self.recipes[0].image_size}:
+            raise ValueError("image_size can't be changed in a variant; make another Study")
+        return other
 
     def scores(self, subsets: Sequence[Blocks]) -> pd.DataFrame:
         """Fold scores of subsets, each with its best recipe, computed where no record has them.
@@ -109,8 +117,8 @@ class Study:
 
         Returns:
             One row per subset, seed and fold, in this order: `blocks` (tuple in the network's order), `fold`, `seed`,
-            `accuracy` in [0, 1], `loss`, `params`, `flops` of the training, `epochs`, `seconds`, and the recipe's
-            `lr`, `head_lr`, `weight_decay` and `bn`.
+            `accuracy` in [0, 1], `loss`, `params` that were trained, `flops` of the training, `epochs`, `seconds`,
+            and the recipe's `lr`, `head_lr`, `weight_decay` and `bn`.
         """
         table = self.all_scores(subsets)
         means = table.groupby(["blocks", "recipe"], sort=False)["accuracy"].mean().reset_index()
@@ -119,19 +127,63 @@ class Study:
 
     def all_scores(self, subsets: Sequence[Blocks]) -> pd.DataFrame:
         """As `scores`, with the rows of every recipe; `recipe` is its place among the distinct ones of a subset."""
+        arms = self.arms(subsets)
+        table = self.arm_scores(arms)
+        places = [self._recipes_of(arm.blocks).index(arm.recipe) for arm in arms]
+        return table.assign(recipe=table.pop("arm").map(places.__getitem__))
+
+    def arms(self, subsets: Sequence[Blocks]) -> list[Arm]:
+        """Every distinct subset with each of its recipes."""
         distinct = dict.fromkeys(in_order(self.backbone, blocks) for blocks in subsets)
-        trials = [trial for blocks in distinct for trial in self._trials(blocks)]
-        keys = [self._key(trial) for trial in trials]
-        found = self.records.get(keys)
-        self._compute([trial for trial, key in zip(trials, keys, strict=True) if key not in found])
-        rows = self.records.get(keys)
-        columns = ["fold", "seed", "accuracy", "loss", "params", "flops", "epochs", "seconds"]
-        table = pd.DataFrame([rows[key] for key in keys], columns=columns)
-        table.insert(0, "blocks", [trial.blocks for trial in trials])
-        for name in ("lr", "head_lr", "weight_decay", "bn"):
-            table[name] = [getattr(trial.recipe, name) for trial in trials]
-        table["recipe"] = [self._recipes_of(trial.blocks).index(trial.recipe) for trial in trials]
-        return table
+        return [Arm(blocks, recipe) for blocks in distinct for recipe in self._recipes_of(blocks)]
+
+    def arm_scores(
+        self,
+        arms: Sequence[Arm],
+        folds: Sequence[int] | None = None,
+        seeds: Sequence[int] | None = None,
+        epochs: int | None = None,
+    ) -> pd.DataFrame:
+        """Fold scores of arms, computed where no record has them.
+
+        Args:
+            arms: of `arms`.
+            folds, seeds: which of the study's; None means all.
+            epochs: of a shorter training with a schedule of its own; None means all.
+
+        Returns:
+            Rows as of `scores`, for each arm, seed and fold; `arm` is the arm's place in the list.
+
+        Raises:
+            ValueError: folds or seeds that the study doesn't have, or epochs out of range.
+        """
+        check_number("epochs", epochs, 1, self.epochs)
+        folds = self._known("folds", folds, range(self.n_folds))
+        seeds = self._known("seeds", seeds, self.seeds)
+        trained = [arm if epochs is None else Arm(arm.blocks, replace(arm.recipe, epochs=epochs)) for arm in arms]
+        trials = [Trial(arm.blocks, arm.recipe, seed, fold) for arm in trained for seed in seeds for fold in folds]
+        found = self._book.found(trials)
+        missing = [trial for trial in dict.fromkeys(trials) if trial not in found]
+        self._trainer.score_on_folds(missing, self.progress)
+        per_arm = len(seeds) * len(folds)
+        return self._book.table(trials).assign(arm=[i // per_arm for i in range(len(trials))])
+
+    def method_scores(self, methods: Sequence[Method]) -> pd.DataFrame:
+        """Fold scores of methods that are no subsets, computed where no record has them.
+
+        Returns:
+            Rows as of `scores`, for each method, seed and fold; `method` is the method's place in the list.
+        """
+        trials = [
+            Trial((), None, seed, fold, method)
+            for method in methods
+            for seed in self.seeds
+            for fold in range(self.n_folds)
+        ]
+        found = self._book.found(trials)
+        self._trainer.score_on_folds([trial for trial in trials if trial not in found], self.progress)
+        per_method = len(self.seeds) * self.n_folds
+        return self._book.table(trials).assign(method=[i // per_method for i in range(len(trials))])
 
     def recipe_of(self, blocks: Blocks) -> Recipe:
         """The recipe that a subset counts with: the best on the folds, where there are several."""
@@ -154,10 +206,11 @@ class Study:
         """
         names, seed = in_order(self.backbone, blocks), self.seeds[0] if seed is None else seed
         trial = Trial(names, self.recipe_of(names), seed, None)
-        return self._tuned(*next(self._fit_fully([trial])))
+        ((_, tuned, _),) = self._trainer.fit([trial], self.progress)
+        return tuned
 
-    def test(self, blocks: Blocks) -> TestResult:
-        """Trains a subset on all training images, once per seed, and scores it on the test split.
+    def test(self, what: Blocks | Method) -> TestResult:
+        """Trains a subset, or a method, on all training images, once per seed, and scores it on the test split.
 
         Every call counts as a use of the test split, also where records already hold its score.
 
@@ -166,134 +219,27 @@ class Study:
         """
         if self.task.test is None:
             raise ValueError(f"task {self.task.name} has no test split")
-        names = in_order(self.backbone, blocks)
-        trials = [Trial(names, self.recipe_of(names), seed, None) for seed in self.seeds]
-        uses = self.records.count_test(record_key(self._fingerprints))
-        keys = [self._key(trial) for trial in trials]
-        known = self.records.get(keys)
-        for trial, fit in self._fit_fully([t for t, key in zip(trials, keys, strict=True) if key not in known]):
-            accuracy = self._tuned(trial, fit).accuracy(self.task.test)
-            self.records.put([self._row(trial, replace(fit, accuracy=accuracy, validation_loss=None))])
-        rows = self.records.get(keys)
-        return TestResult(names, tuple(rows[key]["accuracy"] for key in keys), len(self.task.test), uses)
+        if hasattr(what, "fit"):
+            trials = [Trial((), None, seed, None, what) for seed in self.seeds]
+        else:
+            names = in_order(self.backbone, what)
+            trials = [Trial(names, self.recipe_of(names), seed, None) for seed in self.seeds]
+        uses = self._book.count_test()
+        found = self._book.found(trials)
+        self._trainer.score_on_test([trial for trial in trials if trial not in found], self.progress)
+        rows = self._book.found(trials)
+        accuracies = tuple(rows[trial]["accuracy"] for trial in trials)
+        return TestResult(trials[0].blocks, accuracies, len(self.task.test), uses)
+
+    def _known(self, name: str, chosen: Sequence[int] | None, own: Sequence[int]) -> list[int]:
+        """The chosen folds or seeds, all of them for None."""
+        unknown = sorted(set(chosen or ()) - set(own))
+        if unknown or (chosen is not None and not len(chosen)):
+            raise ValueError(f"{name} is {chosen!r}; this study has {', '.join(map(str, own))}")
+        return list(own if chosen is None else chosen)
 
     def _recipes_of(self, blocks: tuple[str, ...]) -> list[Recipe]:
         """The distinct recipes for a subset: what it doesn't depend on is set to one value."""
         norms = [m for name in blocks for m in self.backbone.part(name).modules() if isinstance(m, _BatchNorm)]
         recipes = [own if norms else replace(own, bn=BN_MODES[0]) for own in self.recipes]
-        if not blocks:
-            recipes = [replace(own, lr=own.head_lr or own.lr, head_lr=None) for own in recipes]
-        return list(dict.fromkeys(recipes))
-
-    def _trials(self, blocks: tuple[str, ...]) -> list[Trial]:
-        return [
-            Trial(blocks, recipe, seed, fold)
-            for recipe in self._recipes_of(blocks)
-            for seed in self.seeds
-            for fold in range(len(self._folds))
-        ]
-
-    def _compute(self, missing: list[Trial]) -> None:
-        """Trains what is missing, one fold and seed at a time, and records each pass when it ends."""
-        groups: dict[tuple[int, int], list[Trial]] = {}
-        for trial in missing:
-            groups.setdefault((trial.seed, trial.fold), []).append(trial)
-        steps = sum(trial.steps(len(self._folds[trial.fold][0])) for trial in missing)
-        with Progress(self.progress, steps) as progress:
-            for (_, fold), trials in groups.items():
-                train, validation = (self._on_device(self.task.train.take(rows)) for rows in self._folds[fold])
-                self._fit(trials, train, validation, progress, partial(self._record, trials))
-
-    def _record(self, trials: list[Trial], fits: dict[int, Fit]) -> None:
-        self.records.put([self._row(trials[i], fit) for i, fit in fits.items()])
-
-    def _fit_fully(self, trials: list[Trial]) -> Iterator[tuple[Trial, Fit]]:
-        """Trains on all training images; less the first fold's validation images where these decide the end."""
-        train, validation = self._on_device(self.task.train), None
-        if self.recipes[0].patience is not None:
-            train, validation = (self._on_device(self.task.train.take(rows)) for rows in self._folds[0])
-        with Progress(self.progress, sum(trial.steps(len(train)) for trial in trials)) as progress:
-            for trial in trials:
-                yield trial, self._fit([trial], train, validation, progress, None)[0]
-
-    def _fit(
-        self,
-        trials: list[Trial],  # of one seed
-        train: Split,
-        validation: Split | None,
-        progress: Progress,
-        on_pass: Callable[[dict[int, Fit]], None] | None,
-    ) -> list[Fit]:
-        return fit_together(
-            self.backbone,
-            [trial.blocks for trial in trials],
-            train,
-            [trial.recipe for trial in trials],
-            num_classes=self.task.num_classes,
-            validation=validation,
-            seed=trials[0].seed,
-            engine=self.engine,
-            memory_limit=self.memory_limit,
-            on_step=progress.advance,
-            on_pass=on_pass,
-        )
-
-    def _tuned(self, trial: Trial, fit: Fit) -> TunedTask:
-        provenance = {
-            "task": self.task.name,
-            "task_fingerprint": self._fingerprints["task"],
-            "n_train": self._sizes(trial)[0],
-            "seed": trial.seed,
-            "recipe": trial.recipe.as_dict(),
-            "versions": {name: version(name) for name in ("torch", "timm")} | {"python": platform.python_version()},
-        }
-        classes, size = self.task.classes, trial.recipe.image_size
-        return TunedTask(self.backbone, fit.blocks, fit.weights, classes, size, provenance)
-
-    def _sizes(self, trial: Trial) -> tuple[int, int]:
-        """Images that are trained on, and scored on."""
-        if trial.fold is not None:
-            return tuple(len(rows) for rows in self._folds[trial.fold])
-        held_out = len(self._folds[0][1]) if trial.recipe.patience is not None else 0
-        return len(self.task.train) - held_out, len(self.task.test or ())
-
-    def _row(self, trial: Trial, fit: Fit) -> dict[str, object]:
-        """One row of the records."""
-        n_train, n_scored = self._sizes(trial)
-        flops = sum(training_flops(self.parts, trial.blocks).values())
-        return {
-            "key": self._key(trial),
-            "split": "test" if trial.fold is None else "fold",
-            "backbone": self.backbone.name,
-            "task": self.task.name,
-            "blocks": list(trial.blocks),
-            "fold": trial.fold,
-            "seed": trial.seed,
-            "accuracy": fit.accuracy,
-            "loss": fit.validation_loss,
-            "n_train": n_train,
-            "n_scored": n_scored,
-            "params": self.count_parameters(trial.blocks),
-            "flops": float(flops * n_train * fit.epochs),
-            "epochs": fit.epochs,
-            "seconds": fit.seconds,
-            "device": self.device.type,
-            "recipe": trial.recipe.as_dict(),
-            "determined_by": self._determined_by(trial),
-        }
-
-    def _key(self, trial: Trial) -> str:
-        return record_key(self._determined_by(trial))
-
-    def _determined_by(self, trial: Trial) -> dict[str, object]:
-        """Everything that a score depends on."""
-        folds = {} if trial.fold is None and trial.recipe.patience is None else {"folds": self.n_folds}
-        own = {"recipe": trial.recipe.as_dict(), "blocks": trial.blocks, "fold": trial.fold, "seed": trial.seed}
-        return {**self._fingerprints, **folds, **own, "engine": ENGINE_VERSION}
-
-    def _on_device(self, split: Split) -> Split:
-        """The split with its images on the device, where they fit beside a pass."""
-        if self.device.type != "cuda" or isinstance(split.images, StreamedImages):
-            return split
-        fits = split.images.nbytes < free_bytes(self.device) / 2
-        return Split(split.images.to(self.device), split.labels) if fits else split
+        return list(dict.fromkeys(recipes if blocks else [own.for_probing() for own in recipes]))

@@ -5,21 +5,54 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import nn
 
 from subtuning_lab.chain import Chain, copy_weights, set_trainable, subset_of, without_dropout
 from subtuning_lab.checks import check_labels, check_number
-from subtuning_lab.job import Course, Fit, Job, fast_layout, parameter_groups, validation_scores
+from subtuning_lab.job import (
+    Course,
+    Fit,
+    Job,
+    Start,
+    Weights,
+    fast_layout,
+    parameter_groups,
+    scale_by_relative_gradients,
+    validation_scores,
+)
 from subtuning_lab.one_pass import Candidate, SharedForward
 from subtuning_lab.packing import bytes_per_candidate, free_bytes, is_out_of_memory, pack
 from subtuning_lab.recipe import Recipe, check_recipes
 from subtuning_lab.tasks import Split
+from subtuning_lab.tuning import plain_part, put_parts, tune_parts
 
 #: part of every record's key: raise it whenever the same call may give other numbers than before
 ENGINE_VERSION = 1
 ENGINES: tuple[str, ...] = ("one_pass", "sequential")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One candidate: what is tuned, how, and the weights that its readout starts from (None: random ones)."""
+
+    blocks: frozenset[str]
+    recipe: Recipe
+    start: Start | None = None
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether linear probing trains the readout first."""
+        return self.recipe.head_start == "probe" and bool(self.blocks)
+
+    @property
+    def is_siamese(self) -> bool:
+        """Whether the readout sees the frozen features, too; without tuned blocks there are no others."""
+        return self.recipe.siamese and bool(self.blocks)
 
 
 def fit_together(
@@ -61,7 +94,9 @@ def fit_together(
         One `Fit` per subset, in their order.
 
     Raises:
-        ValueError, TypeError: unknown blocks, engine, labels out of range, or recipes that can't share a pass.
+        ValueError, TypeError: unknown blocks, engine, labels out of range, recipes that can't share a pass or find
+            nothing to train.
+        ImportError: an adapter without the extra `peft`.
 
     Dropout and stochastic depth are off: what they draw would depend on which candidates share a pass.
 
@@ -81,54 +116,95 @@ def fit_together(
         return []
     on_step = on_step or (lambda trained: None)
     job = Job(without_dropout(backbone), train, validation, recipes[0], num_classes, seed, on_step)
-    work = list(zip(subsets, recipes, strict=True))
-    finished = _fit_each(job, work) if engine == "sequential" else _fit_passes(job, work, fold, memory_limit)
+    run = _fit_each if engine == "sequential" else partial(_fit_passes, fold=fold, memory_limit=memory_limit)
+    work = _with_heads(job, [Work(*own) for own in zip(subsets, recipes, strict=True)], run)
     fits: dict[int, Fit] = {}
-    for done in finished:
+    for done in run(job, work):
         fits |= done
         if on_pass is not None:
             on_pass(done)
     return [fits[i] for i in range(len(work))]
 
 
-def _fit_alone(job: Job, blocks: frozenset[str], recipe: Recipe) -> Fit:
+def _with_heads(job: Job, work: list[Work], run: Callable[[Job, list[Work]], Iterator[dict[int, Fit]]]) -> list[Work]:
+    """Gives the candidates the readouts that their recipes start from; linear probing trains some of them first."""
+    probes = [replace(own.recipe.for_probing(), patience=None) for own in work if own.is_probed]
+    started: dict[Recipe, Start] = {}
+    if probes:
+        alone = replace(job, validation=None, recipe=probes[0], on_step=lambda trained: None)
+        probing = [Work(frozenset(), recipe) for recipe in dict.fromkeys(probes)]
+        for done in run(alone, probing):
+            started |= {probing[i].recipe: fit.weights["head"] for i, fit in done.items()}
+    source = _source_start(job) if any(own.recipe.head_start == "source" for own in work) else None
+    starts = [
+        started[replace(own.recipe.for_probing(), patience=None)]
+        if own.is_probed
+        else source
+        if own.recipe.head_start == "source"
+        else None
+        for own in work
+    ]
+    return [replace(own, start=start) for own, start in zip(work, starts, strict=True)]
+
+
+def _source_start(job: Job) -> Start:
+    """The pretrained readout's weights. Raises ValueError where there is none, or one of other classes."""
+    head = job.backbone.source_head
+    if head is None or head.out_features != job.num_classes:
+        has = "has none" if head is None else f"has one of {head.out_features} classes"
+        raise ValueError(
+            f'head_start is "source", the pretrained readout, but {job.backbone.name} {has} for the task\'s '
+            f'{job.num_classes} classes; give "random" or "probe"'
+        )
+    return {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
+
+
+def _fit_alone(job: Job, own: Work) -> Fit:
     """The obvious loop over one subset: the reference that the shared pass must equal."""
-    start = time.perf_counter()
-    network = fast_layout(set_trainable(copy.deepcopy(job.backbone), blocks, recipe.bn))
-    parts = {name: network.part(name) for name in blocks}
-    candidate = nn.ModuleDict({"backbone": network, "head": job.new_head()})
-    optimizer = job.optimizer(parameter_groups(network, candidate["head"], recipe))
-    course = Course(job, recipe, lambda: copy_weights(parts | {"head": candidate["head"]}))
+    start, recipe = time.perf_counter(), own.recipe
+    tuned = tune_parts(job.backbone, own.blocks, recipe, job.seed)
+    network = put_parts(set_trainable(copy.deepcopy(job.backbone), own.blocks, recipe.bn), tuned)
+    candidate = nn.ModuleDict({"backbone": fast_layout(network), "head": job.new_head(own.start, own.is_siamese)})
+    positions = {network.part_names.index(name): part for name, part in tuned.items()}
+    optimizer = job.optimizer(parameter_groups(positions, len(network.parts) - 1, candidate["head"], recipe))
+
+    def snapshot() -> Weights:
+        return copy_weights({name: plain_part(part) for name, part in tuned.items()} | {"head": candidate["head"]})
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        features = network(images)
+        return candidate["head"](torch.cat([job.backbone(images), features], 1) if own.is_siamese else features)
+
+    course = Course(job, recipe, snapshot)
     for epoch in range(recipe.epochs):
         candidate.train()
         for step, (images, labels) in enumerate(job.batches(epoch), start=epoch * job.steps_per_epoch):
             job.set_lr(optimizer, step)
-            with job.autocast():
-                logits = candidate["head"](network(images))
             optimizer.zero_grad(set_to_none=True)
-            course.loss(logits, labels).backward()
+            with job.autocast():
+                output = logits(images)
+            course.loss(output, labels).backward()
+            scale_by_relative_gradients(optimizer)
             optimizer.step()
             job.on_step(1)
         candidate.eval()
-        scores = validation_scores(job, epoch, lambda images: [candidate["head"](network(images))])
+        scores = validation_scores(job, epoch, lambda images: [logits(images)])
         if not course.end_epoch(scores[0] if scores else None):
             break
-    return course.fit(blocks, time.perf_counter() - start)
+    return course.fit(own.blocks, time.perf_counter() - start)
 
 
-def _fit_each(job: Job, work: list[tuple[frozenset[str], Recipe]]) -> Iterator[dict[int, Fit]]:
-    for i, (blocks, recipe) in enumerate(work):
-        yield {i: _fit_alone(job, blocks, recipe)}
+def _fit_each(job: Job, work: list[Work]) -> Iterator[dict[int, Fit]]:
+    for i, own in enumerate(work):
+        yield {i: _fit_alone(job, own)}
 
 
-def _fit_passes(
-    job: Job, work: list[tuple[frozenset[str], Recipe]], fold: bool, memory_limit: int | None
-) -> Iterator[dict[int, Fit]]:
+def _fit_passes(job: Job, work: list[Work], fold: bool, memory_limit: int | None) -> Iterator[dict[int, Fit]]:
     """Packs the candidates into passes; a pass that runs out of memory is done again in two halves."""
     images, _ = next(job.batches(0))
     example = images[: min(4, len(images))]
     shared = SharedForward(fast_layout(copy.deepcopy(job.backbone).eval()), example, fold)
-    costs = bytes_per_candidate(job.backbone, example, [blocks for blocks, _ in work], len(images))
+    costs = bytes_per_candidate(job.backbone, example, [own.blocks for own in work], len(images))
     passes = pack(costs, _forks(job.backbone, work), free_bytes(job.device) if memory_limit is None else memory_limit)
     while passes:
         members = passes.pop(0)
@@ -143,18 +219,23 @@ def _fit_passes(
             yield dict(zip(members, fits, strict=True))
 
 
-def _fit_pass(job: Job, shared: SharedForward, work: list[tuple[frozenset[str], Recipe]]) -> list[Fit]:
+def _fit_pass(job: Job, shared: SharedForward, work: list[Work]) -> list[Fit]:
     """Trains the candidates of one pass in step with each other."""
-    start = time.perf_counter()
-    candidates = [fast_layout(Candidate(job.backbone, blocks, job.new_head(), own.bn)) for blocks, own in work]
-    courses = {c: Course(job, own, c.snapshot) for c, (_, own) in zip(candidates, work, strict=True)}
-    groups = [g for c, (_, own) in zip(candidates, work, strict=True) for g in parameter_groups(c.tuned, c.head, own)]
-    optimizer = job.optimizer(groups)
+    start, depth = time.perf_counter(), len(job.backbone.parts) - 1
+    heads = [job.new_head(own.start, own.is_siamese) for own in work]
+    candidates = [
+        fast_layout(Candidate(job.backbone, own.blocks, head, own.recipe, job.seed))
+        for own, head in zip(work, heads, strict=True)
+    ]
+    courses = {c: Course(job, own.recipe, c.snapshot) for c, own in zip(candidates, work, strict=True)}
+    groups = [parameter_groups(c.parts, depth, c.head, own.recipe) for c, own in zip(candidates, work, strict=True)]
+    optimizer = job.optimizer(list(chain.from_iterable(groups)))
     active = list(candidates)
     for epoch in range(job.recipe.epochs):
         for step, (images, labels) in enumerate(job.batches(epoch), start=epoch * job.steps_per_epoch):
             job.set_lr(optimizer, step)
             _step(job, shared, active, courses, images, labels)
+            scale_by_relative_gradients(optimizer)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             job.on_step(len(active))
@@ -201,7 +282,7 @@ def _check_data(train: Split, validation: Split | None, num_classes: int, recipe
         raise ValueError(f"patience is {recipes[0].patience}, but there are no validation images to stop by")
 
 
-def _forks(backbone: Chain, work: list[tuple[frozenset[str], Recipe]]) -> list[int]:
+def _forks(backbone: Chain, work: list[Work]) -> list[int]:
     """Where each candidate leaves the trunk."""
     names = backbone.part_names
-    return [min((names.index(name) for name in blocks), default=len(names)) for blocks, _ in work]
+    return [min((names.index(name) for name in own.blocks), default=len(names)) for own in work]

@@ -4,24 +4,99 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pandas as pd
+import torch
 
+from subtuning_lab.chain import Chain, count_parameters, training_flops
 from subtuning_lab.recipe import Recipe
+from subtuning_lab.tasks import Split
+from subtuning_lab.tuning import count_trained, tune_parts
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A subset with one recipe for it: what a race lets run."""
+
+    blocks: tuple[str, ...]
+    recipe: Recipe
+
+
+class FittedMethod(Protocol):
+    """What a method has learned."""
+
+    params: int
+
+    def logits(self, split: Split) -> torch.Tensor:
+        """Logits (n, classes) of a split's images."""
+
+
+class Method(Protocol):
+    """A way to adapt a frozen backbone that is no subset of its blocks, e.g. Head2Toe."""
+
+    name: str
+
+    def settings(self) -> dict[str, object]:
+        """Plain values that determine the result, for the records."""
+
+    def fit(self, backbone: Chain, train: Split, num_classes: int, seed: int, image_size: int | None) -> FittedMethod:
+        """Learns from labelled images."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training: a subset, its recipe, the seed, and the fold; fold None means all training images."""
+    """One training: a subset and its recipe, or a method; the seed; and the fold, None for all training images."""
 
     blocks: tuple[str, ...]
-    recipe: Recipe
+    recipe: Recipe | None
     seed: int
     fold: int | None
+    method: Method | None = None
 
     def steps(self, n_train: int) -> int:
-        """Optimizer steps on so many training images, without early stopping."""
-        return self.recipe.epochs * -(-n_train // self.recipe.batch_size)
+        """Optimizer steps on so many training images, without early stopping; a method counts as one."""
+        return 1 if self.recipe is None else self.recipe.epochs * -(-n_train // self.recipe.batch_size)
+
+    def settings(self) -> dict[str, object]:
+        """How it is trained, as plain values."""
+        return {"method": self.method.name, **self.method.settings()} if self.method else self.recipe.as_dict()
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether validation images decide when the training ends."""
+        return self.recipe is not None and self.recipe.patience is not None
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a trial came to; accuracy is in [0, 1], `flops` per training image and epoch."""
+
+    accuracy: float
+    loss: float | None
+    params: int
+    flops: int
+    epochs: int
+    seconds: float
+
+
+def cost_of(trial: Trial, backbone: Chain, parts: pd.DataFrame) -> tuple[int, int]:
+    """Parameters that a subset's trial trains, the readout not counted, and its FLOPs per training image and epoch.
+
+    Args:
+        trial: with a recipe.
+        backbone: whose blocks it names.
+        parts: of `part_table`.
+    """
+    recipe, narrowed = trial.recipe, trial.recipe.adapter is not None or trial.recipe.params != "all"
+    flops = sum(training_flops(parts, trial.blocks, weight_gradients=not narrowed).values())
+    if trial.blocks and recipe.head_start == "probe":
+        flops += int(parts["flops"].sum())  # linear probing before
+    if trial.blocks and recipe.siamese:
+        flops += int(parts["flops"].sum()) - training_flops(parts, trial.blocks)["trunk"]  # the frozen side's rest
+    if not narrowed:
+        return count_parameters(backbone, trial.blocks), flops
+    return count_trained(tune_parts(backbone, trial.blocks, recipe).values()), flops
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import tiny_chain, tiny_split, tiny_task
 
-import subtuning_lab.study
+import subtuning_lab.trainer
 from subtuning_lab.profiles import finetuning_profile
 from subtuning_lab.recipe import Recipe
 from subtuning_lab.records import Records
@@ -119,7 +119,7 @@ def test_folds_are_disjoint_from_their_training_images(monkeypatch):
         seen.append((train, options["validation"]))
         return fit_together(backbone, subsets, train, recipe, **options)
 
-    monkeypatch.setattr(subtuning_lab.study, "fit_together", spy)
+    monkeypatch.setattr(subtuning_lab.trainer, "fit_together", spy)
     new_study(folds=3).scores([[]])
     assert len(seen) == 3
     for train, validation in seen:
@@ -183,6 +183,13 @@ CHANGED_FIELDS = {
     "image_size": 12,
     "precision": "bf16",
     "patience": 2,
+    "params": "norm",
+    "adapter": "lora",
+    "rank": 2,
+    "lr_decay": 0.5,
+    "lr_scaling": "rgn",
+    "head_start": "probe",
+    "siamese": True,
 }
 
 

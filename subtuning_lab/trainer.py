@@ -1,0 +1,151 @@
+"""Turns trials into scores: trains them on folds, or on all training images, and notes what they came to."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+
+import pandas as pd
+import torch
+
+from subtuning_lab.chain import Chain
+from subtuning_lab.deltas import TunedTask
+from subtuning_lab.images import StreamedImages
+from subtuning_lab.job import Fit
+from subtuning_lab.packing import free_bytes
+from subtuning_lab.progress import Progress
+from subtuning_lab.scorebook import Scorebook
+from subtuning_lab.tasks import Split, Task
+from subtuning_lab.training import fit_together
+from subtuning_lab.trials import Score, Trial, cost_of
+
+Shown = bool | Callable[[int, int], None]  # as for `Progress`
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains trials of one backbone on one task.
+
+    Args:
+        backbone: frozen, on its device.
+        task: images and labels.
+        folds: pairs of training and validation indices.
+        book: where scores are noted.
+        parts: of `part_table`.
+        image_size: side in pixels that images are resized to, or None.
+        engine, memory_limit: as for `fit_together`.
+    """
+
+    backbone: Chain
+    task: Task
+    folds: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    book: Scorebook
+    parts: pd.DataFrame
+    image_size: int | None
+    engine: str
+    memory_limit: int | None
+
+    def score_on_folds(self, trials: Sequence[Trial], shown: Shown) -> None:
+        """Trains on what the folds leave, one fold and seed at a time, and notes each pass when it ends."""
+        groups: dict[tuple[int, int], list[Trial]] = {}
+        for trial in trials:
+            groups.setdefault((trial.seed, trial.fold), []).append(trial)
+        steps = sum(trial.steps(self.book.sizes(trial)[0]) for trial in trials)
+        with Progress(shown, steps) as progress:
+            for (_, fold), group in groups.items():
+                train, validation = self._fold(fold)
+                methods = [trial for trial in group if trial.method]
+                for trial in methods:
+                    self.book.note({trial: self._learn(trial, train, validation)})
+                    progress.advance(1)
+                subsets = [trial for trial in group if not trial.method]
+                self._fit(subsets, train, validation, progress, partial(self._note, subsets))
+
+    def score_on_test(self, trials: Sequence[Trial], shown: Shown) -> None:
+        """Trains on all training images, scores on the test images, and notes each score."""
+        for trial in trials:
+            if trial.method:
+                self.book.note({trial: self._learn(trial, self._on_device(self.task.train), self.task.test)})
+        for trial, tuned, fit in self.fit([trial for trial in trials if not trial.method], shown):
+            scored = replace(fit, accuracy=tuned.accuracy(self.task.test), validation_loss=None)
+            self._note([trial], {0: scored})
+
+    def fit(self, trials: Sequence[Trial], shown: Shown) -> Iterator[tuple[Trial, TunedTask, Fit]]:
+        """Trains on all training images; less the first fold's validation images where these decide the end."""
+        steps = sum(trial.steps(self.book.sizes(trial)[0]) for trial in trials)
+        with Progress(shown, steps) as progress:
+            for trial in trials:
+                train, validation = self._fold(0) if trial.stops_early else (self._on_device(self.task.train), None)
+                (fit,) = self._fit([trial], train, validation, progress, None)
+                yield trial, self._tuned(trial, fit), fit
+
+    def _fit(
+        self,
+        trials: Sequence[Trial],  # of one seed
+        train: Split,
+        validation: Split | None,
+        progress: Progress,
+        on_pass: Callable[[dict[int, Fit]], None] | None,
+    ) -> list[Fit]:
+        return (
+            fit_together(
+                self.backbone,
+                [trial.blocks for trial in trials],
+                train,
+                [trial.recipe for trial in trials],
+                num_classes=self.task.num_classes,
+                validation=validation,
+                seed=trials[0].seed,
+                engine=self.engine,
+                memory_limit=self.memory_limit,
+                on_step=progress.advance,
+                on_pass=on_pass,
+            )
+            if trials
+            else []
+        )
+
+    def _learn(self, trial: Trial, train: Split, scored: Split) -> Score:
+        """Trains and scores a method."""
+        start, labels = time.perf_counter(), scored.labels.cpu()
+        fitted = trial.method.fit(self.backbone, train, self.task.num_classes, trial.seed, self.image_size)
+        hits = (fitted.logits(scored).argmax(1).cpu() == labels).double().mean()
+        flops = int(self.parts["flops"].sum())
+        return Score(hits.item(), None, fitted.params, flops, 1, time.perf_counter() - start)
+
+    def _note(self, trials: Sequence[Trial], fits: Mapping[int, Fit]) -> None:
+        self.book.note({trials[i]: self._score(trials[i], fit) for i, fit in fits.items()})
+
+    def _score(self, trial: Trial, fit: Fit) -> Score:
+        params, flops = cost_of(trial, self.backbone, self.parts)
+        return Score(fit.accuracy, fit.validation_loss, params, flops, fit.epochs, fit.seconds)
+
+    def _tuned(self, trial: Trial, fit: Fit) -> TunedTask:
+        provenance = {
+            "task": self.task.name,
+            "task_fingerprint": self.book.fingerprints["task"],
+            "n_train": self.book.sizes(trial)[0],
+            "seed": trial.seed,
+            "recipe": trial.recipe.as_dict(),
+            "versions": {name: version(name) for name in ("torch", "timm")} | {"python": platform.python_version()},
+        }
+        siamese = trial.recipe.siamese and bool(trial.blocks)
+        own = (self.backbone, fit.blocks, fit.weights, self.task.classes, self.image_size, provenance)
+        return TunedTask(*own, **({"siamese": True} if siamese else {}))
+
+    def _fold(self, number: int) -> tuple[Split, Split]:
+        """Training and validation images of a fold, on the device if they fit."""
+        train, validation = (self._on_device(self.task.train.take(rows)) for rows in self.folds[number])
+        return train, validation
+
+    def _on_device(self, split: Split) -> Split:
+        """The split with its images on the device, where they fit beside a pass."""
+        device = self.backbone.mean.device
+        if device.type != "cuda" or isinstance(split.images, StreamedImages):
+            return split
+        fits = split.images.nbytes < free_bytes(device) / 2
+        return Split(split.images.to(device), split.labels) if fits else split
