@@ -7,8 +7,6 @@ the generalization bound.
 from __future__ import annotations
 
 import copy
-import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -18,6 +16,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.flop_counter import FlopCounterMode
+
+from subtuning_lab.fingerprints import fingerprint_of
 
 BatchNormMode = Literal["batch", "frozen"]
 BN_MODES: tuple[str, ...] = ("batch", "frozen")
@@ -95,14 +95,9 @@ class Chain(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the modules as printed and all parameters and buffers: equal networks, equal fingerprint."""
-        digest = hashlib.sha256(repr((self.part_names, self.mean.tolist(), self.std.tolist())).encode())
-        for name, part in zip(self.part_names, self.parts, strict=True):
-            digest.update(re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part)).encode())  # strides, activations, pooling ...
-            for key, tensor in part.state_dict().items():
-                digest.update(f"{name}/{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
-                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        """SHA-256 over weights, buffers, normalization and settings: equal networks, equal fingerprint."""
+        parts = dict(zip(self.part_names, self.parts, strict=True))
+        return fingerprint_of(parts, self.mean.flatten().tolist(), self.std.flatten().tolist())
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Images (batch, 3, height, width), uint8 or float in [0, 1], as the backbone wants them."""

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from subtuning_lab.augmentation import resize_to
-from subtuning_lab.chain import Chain, set_trainable
+from subtuning_lab.chain import Chain, in_order, set_trainable, subset_of
+from subtuning_lab.task_files import STORED_DTYPES, Weights, read_task, stored, write_task
 from subtuning_lab.tasks import Split
-
-_FORMAT = "subtuning-lab tuned task 1"
-_JSON_TYPES = {"blocks": list, "classes": list, "image_size": int | None, "provenance": dict}
-_SEPARATOR = "|"  # between the part and the tensor's own name; not allowed in either
+from subtuning_lab.tuning import put_parts
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,13 @@ class TunedTask:
         weights: part name -> tensors, buffers too, and "head" -> weight (classes, num_features) and bias (classes,).
         classes: class names; logit i means classes[i].
         image_size: side in pixels that images are resized to; None takes them as they are.
-        provenance: task, recipe, scores and library versions, as plain values.
+        provenance: task, recipe and library versions, as plain values.
+        siamese: the readout sees the frozen features, then the tuned ones; its weight is (classes, 2 num_features).
+        scores: name -> finite number, e.g. {"test accuracy": 0.91, "n": 500}; accuracies in [0, 1].
+
+    Raises:
+        TypeError: a backbone that is no Chain, or scores that are no numbers.
+        ValueError: an unknown block, or tensors that are not those of the tuned parts and the readout.
     """
 
     backbone: Chain = field(repr=False)
@@ -41,18 +44,42 @@ class TunedTask:
     classes: tuple[str, ...]
     image_size: int | None = None
     provenance: dict[str, object] = field(default_factory=dict, repr=False)
+    siamese: bool = False
+    scores: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.backbone, Chain):
+            raise TypeError(f"backbone is a {type(self.backbone).__name__}; it must be a Chain")
+        _check_scores(self.scores)
+        _check_complete(self)
+
+    def __str__(self) -> str:
+        """What it is and how good, in one line."""
+        names = in_order(self.backbone, self.blocks)
+        scores = ", ".join(f"{name} {show_score(value)}" for name, value in self.scores.items())
+        return (
+            f"{self.provenance.get('task', 'a task')} on {self.backbone.name}: {', '.join(names) or 'no block'} tuned, "
+            f"{'Siamese ' if self.siamese else ''}readout of {len(self.classes)} classes; {scores or 'no scores'}"
+        )
 
     def network(self) -> nn.Module:
         """The separate network of this task, in eval mode: images (batch, 3, height, width) to logits (batch, classes).
 
-        Images are uint8 or float in [0, 1]; normalization and resizing are inside.
+        Images are uint8 or float in [0, 1]; normalization and resizing are inside. It stays frozen and in eval mode,
+        whatever is called on it. A Siamese one holds frozen parts once and computes what comes before the first tuned
+        part once.
         """
-        chain = set_trainable(copy.deepcopy(self.backbone), []).eval()
+        chain = _frozen_copy(self.backbone)
         for name in self.blocks:
             chain.part(name).load_state_dict(self.weights[name])
-        head = nn.utils.skip_init(nn.Linear, chain.num_features, len(self.classes))
+        head = nn.utils.skip_init(nn.Linear, (1 + self.siamese) * chain.num_features, len(self.classes))
         head.load_state_dict(self.weights["head"])
-        return _TaskNetwork(chain, head.to(chain.mean).requires_grad_(False), self.image_size).eval()
+        head = head.to(chain.mean).requires_grad_(False)
+        if not self.siamese:
+            return _TaskNetwork(chain, head, self.image_size).eval()
+        frozen = _frozen_copy(self.backbone)
+        put_parts(chain, {name: frozen.part(name) for name in chain.part_names if name not in self.blocks})
+        return _SiameseNetwork(chain, head, self.image_size, frozen, _first_tuned(chain, self.blocks)).eval()
 
     def predict(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
         """Class probabilities (n, classes) of images (n, 3, height, width), uint8 or float in [0, 1]."""
@@ -67,60 +94,91 @@ class TunedTask:
         with torch.no_grad():
             for rows in torch.arange(len(split)).split(batch_size):
                 predictions = network(split.images[rows].to(device)).argmax(-1).cpu()
-                hits += int((predictions == split.labels[rows]).sum())
+                hits += int((predictions == split.labels[rows].cpu()).sum())
         return hits / len(split)
 
-    def save(self, path: str | Path) -> Path:
-        """Writes a .safetensors file of the tuned part only, whole or not at all. Raises ValueError for other names."""
-        path = Path(path)
-        if path.suffix != ".safetensors":
-            raise ValueError(f'path is "{path}"; a tuned task is a .safetensors file')
-        tensors = {
-            f"{part}{_SEPARATOR}{key}": tensor.contiguous()
-            for part, state in self.weights.items()
-            for key, tensor in state.items()
-        }
+    def size_table(self, dtype: str | None = None) -> pd.DataFrame:
+        """What the file holds of each part, and what the whole backbone would take.
+
+        Args:
+            dtype: as for `save`.
+
+        Returns:
+            Table with index `part` (the backbone's parts and "head") and columns `tuned`, `values` (numbers in the
+            file), `saved_bytes` (0 for frozen parts) and `backbone_bytes` (0 for the readout).
+        """
+        saved, rows = stored(self.weights, dtype), []
+        for name in (*self.backbone.part_names, "head"):
+            own = saved.get(name, {}).values()
+            whole = () if name == "head" else self.backbone.part(name).state_dict().values()
+            rows.append((name, name in saved, sum(t.numel() for t in own), _bytes(own), _bytes(whole)))
+        return pd.DataFrame(rows, columns=["part", "tuned", "values", "saved_bytes", "backbone_bytes"]).set_index(
+            "part"
+        )
+
+    def save(self, path: str | Path, dtype: str | None = None) -> Path:
+        """Writes a .safetensors file of the tuned part only, whole or not at all.
+
+        Args:
+            path: ends in .safetensors.
+            dtype: None keeps every bit; "float16" stores floating tensors in half precision, which halves the file.
+
+        Raises:
+            ValueError: another ending, an unknown dtype, a number that half precision can't hold, or provenance that
+                is no plain values.
+        """
+        base = self.backbone
         header = {
-            "format": _FORMAT,
-            "base": self.backbone.fingerprint,
-            "base_name": self.backbone.name,
-            "blocks": json.dumps(sorted(self.blocks)),
-            "classes": json.dumps(self.classes),
-            "image_size": json.dumps(self.image_size),
-            "provenance": json.dumps(self.provenance),
+            "base": base.fingerprint,
+            "base_name": base.name,
+            "mean": base.mean.flatten().tolist(),
+            "std": base.std.flatten().tolist(),
+            "input_size": list(base.input_size),
+            "blocks": list(in_order(base, self.blocks)),
+            "classes": list(self.classes),
+            "image_size": self.image_size,
+            "siamese": self.siamese,
+            "dtype": dtype,
+            "scores": self.scores,
+            "provenance": self.provenance,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".unfinished")
-        save_file(tensors, unfinished, metadata=header)
-        os.replace(unfinished, path)
-        return path
+        return write_task(path, stored(self.weights, dtype), header)
 
 
 def load_tuned(path: str | Path, backbone: Chain) -> TunedTask:
     """A tuned task from its file.
 
     Args:
-        path: of a file that `TunedTask.save` wrote.
+        path: of a file that `TunedTask.save` wrote, in half precision too: tensors come back in the backbone's dtype.
         backbone: the same pretrained chain that it was tuned from.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a file, damaged, or of another backbone.
+        TypeError: a backbone that is no Chain.
+        ValueError: not such a file, changed since it was written, or of another backbone.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no tuned task at {path}")
+    header, weights = read_task(path)
     if not isinstance(backbone, Chain):
         raise TypeError(f"backbone is a {type(backbone).__name__}; it must be a Chain")
-    header, weights = _read(Path(path))
-    if header["base"] != backbone.fingerprint:
-        raise ValueError(
-            f"{path} was tuned from {header['base_name']} with fingerprint {header['base'][:12]}; "
-            f"this backbone is {backbone.name} with {backbone.fingerprint[:12]}"
+    _check_base(path, header, backbone)
+    try:
+        return TunedTask(
+            backbone,
+            frozenset(header["blocks"]),
+            _widened(weights, header["dtype"], backbone),
+            tuple(header["classes"]),
+            header["image_size"],
+            header["provenance"],
+            header["siamese"],
+            header["scores"],
         )
-    values = {name: _value(Path(path), name, header[name]) for name in _JSON_TYPES}
-    blocks, classes = frozenset(values["blocks"]), tuple(values["classes"])
-    _check_complete(Path(path), weights, backbone, blocks, len(classes))
-    return TunedTask(backbone, blocks, weights, classes, values["image_size"], values["provenance"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} doesn't fit: {error}") from error
+
+
+def show_score(value: float) -> str:
+    """A score as text: counts as they are, shares with three decimals."""
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
 
 
 class _TaskNetwork(nn.Module):
@@ -132,50 +190,96 @@ class _TaskNetwork(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         images = images.to(self.backbone.mean.dtype) / (255 if images.dtype == torch.uint8 else 1)
-        return self.head(self.backbone(self.backbone.normalize(resize_to(images, self.image_size))))
+        return self.head(self.features(self.backbone.normalize(resize_to(images, self.image_size))))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.backbone(x)
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, dict[str, torch.Tensor]]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
-    if header.get("format") != _FORMAT:
-        raise ValueError(f"{path} holds no tuned task: its header says {header.get('format')!r}, not {_FORMAT!r}")
-    lacking = {"base", "base_name", *_JSON_TYPES} - set(header)
-    if lacking:
-        raise ValueError(f"{path} lacks {', '.join(sorted(lacking))} in its header")
-    weights: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        part, _, key = name.partition(_SEPARATOR)
-        weights.setdefault(part, {})[key] = tensor
-    return header, weights
+class _SiameseNetwork(_TaskNetwork):
+    """The frozen features beside the tuned ones; parts before the first tuned one run once for both."""
+
+    def __init__(self, backbone: Chain, head: nn.Linear, image_size: int | None, frozen: Chain, fork: int):
+        super().__init__(backbone, head, image_size)
+        self.frozen, self.fork = frozen, fork
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        self.eval()  # what the two chains' own forward would see to
+        for part in self.frozen.parts[: self.fork]:
+            x = part(x)
+        sides = [x.clone(), x]  # a part may write into its input
+        for side, chain in enumerate((self.frozen, self.backbone)):
+            for part in chain.parts[self.fork :]:
+                sides[side] = part(sides[side])
+        return torch.cat(sides, dim=1)
 
 
-def _value(path: Path, name: str, text: str) -> object:
-    """One value of the header, of the type that it must have."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: {name} in its header is {text!r}, which is no JSON") from error
-    if not isinstance(value, _JSON_TYPES[name]):
-        raise ValueError(f"{path}: {name} in its header is {text!r}, which is of the wrong type")
-    return value
+def _frozen_copy(backbone: Chain) -> Chain:
+    return set_trainable(copy.deepcopy(backbone), []).eval()
 
 
-def _check_complete(path: Path, weights: dict, backbone: Chain, blocks: frozenset[str], n_classes: int) -> None:
-    """Raises ValueError unless the file holds every tensor of the tuned parts and the readout, in its shape."""
-    expected = {name: _shapes(backbone.part(name).state_dict()) for name in blocks}
-    expected["head"] = {"weight": (n_classes, backbone.num_features), "bias": (n_classes,)}
-    for name in expected.keys() | weights.keys():
-        wanted, given = expected.get(name, {}), _shapes(weights.get(name, {}))
+def _first_tuned(backbone: Chain, blocks: Iterable[str]) -> int:
+    """Position of the first tuned part; behind the last part if there is none."""
+    names = in_order(backbone, blocks)
+    return backbone.part_names.index(names[0]) if names else len(backbone.part_names)
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _widened(weights: Weights, dtype: str | None, backbone: Chain) -> dict[str, dict[str, torch.Tensor]]:
+    """Tensors of a half-precision file in the dtype that the backbone has them in."""
+    if dtype is None:
+        return {part: dict(state) for part, state in weights.items()}
+    wide = backbone.mean.dtype
+    return {
+        part: {
+            key: tensor.to(wide) if tensor.dtype == STORED_DTYPES[dtype] else tensor for key, tensor in state.items()
+        }
+        for part, state in weights.items()
+    }
+
+
+def _check_base(path: str | Path, header: Mapping[str, object], backbone: Chain) -> None:
+    """Raises ValueError unless the file's header describes this backbone."""
+    own = {"mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()}
+    other = [f"its {name} is {header[name]}, this backbone's {own[name]}" for name in own if header[name] != own[name]]
+    if header["base"] != backbone.fingerprint or other:
+        raise ValueError(
+            f"{path} was tuned from {header['base_name']} with fingerprint {header['base'][:12]}; "
+            f"this backbone is {backbone.name} with {'; '.join([backbone.fingerprint[:12], *other])}"
+        )
+
+
+def _check_scores(scores: Mapping[str, float]) -> None:
+    for name, value in scores.items():
+        if not isinstance(name, str) or isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"scores has {name!r}: {value!r}; it maps names to numbers")
+        if not math.isfinite(value):
+            raise ValueError(f"scores has {name}: {value}; a score is finite")
+
+
+def _check_complete(task: TunedTask) -> None:
+    """Raises ValueError unless there is every tensor of the tuned parts and the readout, in its shape and dtype."""
+    base, n_classes = task.backbone, len(task.classes)
+    expected = {name: _kinds(base.part(name).state_dict()) for name in subset_of(base, task.blocks)}
+    dtype = _dtype_name(base.mean.dtype)
+    expected["head"] = {
+        "weight": f"{(n_classes, (1 + task.siamese) * base.num_features)} {dtype}",
+        "bias": f"{(n_classes,)} {dtype}",
+    }
+    for name in sorted(expected.keys() | task.weights.keys()):
+        wanted, given = expected.get(name, {}), _kinds(task.weights.get(name, {}))
         wrong = sorted(key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key))
         if wrong:
-            shapes = f"{given.get(wrong[0], 'missing')}, expected {wanted.get(wrong[0], 'none')}"
-            raise ValueError(f"{path} doesn't fit: tensor {wrong[0]} of {name} is {shapes}")
+            kinds = f"{given.get(wrong[0], 'missing')}, expected {wanted.get(wrong[0], 'none')}"
+            raise ValueError(f"tensor {wrong[0]} of {name} is {kinds}")
 
 
-def _shapes(state: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+def _kinds(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    return {key: f"{tuple(tensor.shape)} {_dtype_name(tensor.dtype)}" for key, tensor in state.items()}
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

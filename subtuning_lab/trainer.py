@@ -135,7 +135,7 @@ class Trainer:
         }
         siamese = trial.recipe.siamese and bool(trial.blocks)
         own = (self.backbone, fit.blocks, fit.weights, self.task.classes, self.image_size, provenance)
-        return TunedTask(*own, **({"siamese": True} if siamese else {}))
+        return TunedTask(*own, siamese=siamese)
 
     def _fold(self, number: int) -> tuple[Split, Split]:
         """Training and validation images of a fold, on the device if they fit."""

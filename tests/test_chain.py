@@ -1,6 +1,7 @@
 """The chain and its trainable state: frozen is frozen, whatever the caller does."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -245,6 +246,128 @@ def test_the_fingerprint_does_not_depend_on_where_objects_lie():
 
     assert repr(first) != repr(Applied(double))
     assert with_block(first).fingerprint == with_block(Applied(double)).fingerprint
+
+
+LIKE_EACH_OTHER = {
+    "activations": [nn.ReLU(), nn.GELU(), nn.GELU("tanh"), nn.LeakyReLU(), nn.LeakyReLU(0.2), nn.SiLU()],
+    "pooling": [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.MaxPool2d(2, 1), nn.MaxPool2d(2, ceil_mode=True)],
+    "eps": [nn.BatchNorm2d(6), nn.BatchNorm2d(6, eps=1e-3), nn.BatchNorm2d(6, momentum=0.2)],
+    "groups": [nn.GroupNorm(groups, 6) for groups in (1, 2, 3)],
+    "convolutions": [
+        nn.Conv2d(6, 6, 3, **options)
+        for options in ({}, {"padding": 1}, {"stride": 2}, {"dilation": 2}, {"padding": 1, "padding_mode": "reflect"})
+    ],
+    "dropout": [nn.Dropout(0.1), nn.Dropout(0.2), nn.Dropout(0.0)],
+    "heads": [nn.MultiheadAttention(6, heads) for heads in (1, 2)],
+    "order": [nn.Sequential(nn.ReLU(), nn.AvgPool2d(2)), nn.Sequential(nn.AvgPool2d(2), nn.ReLU())],
+}
+
+
+@pytest.mark.parametrize("blocks", LIKE_EACH_OTHER.values(), ids=LIKE_EACH_OTHER)
+def test_settings_without_weights_are_told_apart(blocks):
+    for block in blocks:
+        for tensor in block.state_dict().values():
+            tensor.fill_(1)
+    assert len({with_block(block).fingerprint for block in blocks}) == len(blocks)
+
+
+def test_normalization_and_names_are_part_of_the_fingerprint():
+    plain = tiny_chain()
+    own = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    chains = [
+        Chain(plain.stem, plain.blocks, plain.tail, 6),
+        Chain(plain.stem, plain.blocks, plain.tail, 6, mean=own["mean"]),
+        Chain(plain.stem, plain.blocks, plain.tail, 6, std=own["std"]),
+        Chain(plain.stem, dict(zip("abc", plain.blocks, strict=True)), plain.tail, 6),
+    ]
+    assert len({chain.fingerprint for chain in chains}) == 4
+    assert Chain(plain.stem, plain.blocks, plain.tail, 6, name="x").fingerprint == chains[0].fingerprint
+
+
+class Scaled(nn.Module):
+    """A module of one's own, whose settings no library knows."""
+
+    def __init__(self, factor: object, table: list[float] | None = None) -> None:
+        super().__init__()
+        self.factor, self._calls = factor, 0
+        self.register_buffer("table", torch.tensor(table or [1.0]), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._calls += 1
+        return x * self.factor * self.table
+
+
+def test_modules_of_ones_own_are_told_apart_by_their_public_values():
+    blocks = [Scaled(1), Scaled(2), Scaled((1, 2)), Scaled("1"), Scaled({"a": 1}), Scaled(1, [2.0])]
+    blocks += [Scaled(torch.relu), Scaled(torch.sigmoid), Scaled(functools.partial(torch.clamp, min=1))]
+    blocks += [Scaled(functools.partial(torch.clamp, min=2)), Scaled(torch.ones(2)), Scaled(torch.zeros(2))]
+    assert len({with_block(block).fingerprint for block in blocks}) == len(blocks)
+    chain = with_block(Scaled(1))
+    before = chain.fingerprint
+    chain(torch.zeros(1, 3, 8, 8))
+    assert chain.fingerprint == before
+
+
+def vit_of_a_release(monkeypatch, release) -> str:
+    """Fingerprint of a vision transformer after a change that a release of torch or timm could bring."""
+    with monkeypatch.context() as patch:
+        release(patch)
+        return vision_transformer().fingerprint
+
+
+def other_print(patch):
+    for kind in (nn.Conv2d, nn.Linear, nn.LayerNorm, nn.GELU, nn.Dropout):
+        patch.setattr(kind, "extra_repr", lambda self: "printed another way")
+    patch.setattr(nn.Module, "__repr__", lambda self: "all modules look alike now")
+
+
+def new_attributes(patch):
+    original = nn.Module.__init__
+
+    def with_more(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.compiled_hint, self.new_option, self.keepdim = "auto", 3, False
+
+    patch.setattr(nn.Module, "__init__", with_more)
+
+
+def other_order(patch):
+    original = nn.Module.state_dict
+
+    def backwards(self, *args, **kwargs):
+        return (
+            dict(reversed(original(self, *args, **kwargs).items()))
+            if not args and not kwargs
+            else original(self, *args, **kwargs)
+        )
+
+    patch.setattr(nn.Module, "state_dict", backwards)
+
+
+def moved_classes(patch):
+    patch.setattr(nn.GELU, "__module__", "torch.nn.somewhere_else")
+
+
+@pytest.mark.parametrize("release", [other_print, new_attributes, other_order, moved_classes])
+def test_a_release_of_a_library_leaves_the_fingerprint(monkeypatch, release):
+    assert vit_of_a_release(monkeypatch, release) == vision_transformer().fingerprint
+
+
+def test_a_release_that_adds_modules_which_do_nothing_leaves_the_fingerprint():
+    chain = tiny_chain()
+    for block in chain.blocks:
+        block.new_norm, block.new_drop = nn.Identity(), nn.Dropout(0.0)
+    assert chain.fingerprint == tiny_chain().fingerprint
+    chain.blocks[0].new_drop.p = 0.5
+    assert chain.fingerprint != tiny_chain().fingerprint
+
+
+def test_files_that_are_out_there_stay_loadable():
+    """The bundled backbones' fingerprints; whoever changes them makes every shared file of a tuned task useless."""
+    from subtuning_lab.backbones import load_backbone
+
+    known = {"lab-resnet": "ca0971baadd0195a", "lab-vit": "ae7cb72d7d5d7f77"}
+    assert {name: load_backbone(name).fingerprint[:16] for name in known} == known
 
 
 # ---------------------------------------------------------------- a chain of one's own
