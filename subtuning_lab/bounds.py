@@ -1,0 +1,298 @@
+"""What a generalization bound is, the paper's rates, prices of selection, and the test set's bound. No torch.
+
+`pac_bayes` has the bounds of the training set whose constants are all known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+HOWS = ("adaptive", "evaluations")
+_HUGE = 1e100  # no product of two arguments below it overflows
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An upper bound on an error rate, or on the gap between it and the training error, and what it is made of.
+
+    Args:
+        name: for tables and figures.
+        value: the bound, at least 0; 1 and more says nothing.
+        terms: name -> share of `value`, in the order that a stacked bar shows them; they sum to `value`.
+        inputs: the arguments that it was made of.
+        confidence: probability over the training sample that the bound holds, in (0, 1).
+        of: "error" or "gap".
+        assumptions: what must be true for it to hold.
+
+    Raises:
+        ValueError: a value or term that is negative or not finite, or terms with another sum.
+    """
+
+    name: str
+    value: float
+    terms: Mapping[str, float]
+    inputs: Mapping[str, object] = field(repr=False)
+    confidence: float
+    of: str = "error"
+    assumptions: tuple[str, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        for name, number in {"value": self.value, **self.terms}.items():
+            check_real(name, number, low=0.0, high=math.inf)
+        check_real("confidence", self.confidence, low=0.0, high=1.0, open_low=True)
+        if self.of not in ("error", "gap"):
+            raise ValueError(f'of is {self.of!r}; it must be "error" or "gap"')
+        if not math.isclose(math.fsum(self.terms.values()), self.value, rel_tol=1e-9, abs_tol=1e-9):
+            raise ValueError(f"terms sum to {math.fsum(self.terms.values())}; it must be value, {self.value}")
+        object.__setattr__(self, "terms", dict(self.terms))  # copies, so that the caller's can't change it
+        object.__setattr__(self, "inputs", dict(self.inputs))
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether it says nothing: no error rate, and no gap, is above 1."""
+        return self.value >= 1
+
+    def __str__(self) -> str:
+        sum_of = " + ".join(f"{name} {number:.3g}" for name, number in self.terms.items())
+        says = " (vacuous)" if self.vacuous else ""
+        return f"{self.name}: {self.of} <= {self.value:.3g}{says} with confidence {self.confidence:g} = {sum_of}"
+
+
+def subtuning_bound(
+    *,
+    n: int,
+    tuned_params: int,
+    delta: float,
+    n_blocks: int,
+    max_blocks: int,
+    confidence: float = 0.95,
+    empirical_error: float | None = None,
+    constant: float = 1.0,
+) -> Bound:
+    """The paper's rate for greedy SubTuning, C sqrt(r') Delta log(k L) / sqrt(n), to compare choices with.
+
+    Its constant C is not known, so the number itself guarantees nothing; `rademacher_bound` has constants.
+
+    Args:
+        n: training examples.
+        tuned_params: r', parameters that are tuned.
+        delta: Euclidean distance between tuned and pretrained parameters.
+        n_blocks: L, blocks of the backbone.
+        max_blocks: k, blocks that greedy tunes at most.
+        confidence: in (0, 1); adds sqrt(log(1 / (1 - confidence)) / 2n), which the paper's O hides.
+        empirical_error: on the training examples, in [0, 1]; None bounds the gap alone.
+        constant: C.
+
+    Source: PAPER "Theorem 1". Where log(k L) < 1 it counts as 1: a product with log 1 = 0 would promise no error at
+        all for the only block of a backbone. "price of selection" is the rate's excess over that with factor 1.
+    """
+    factor = max(1.0, selection_price(n_blocks, max_blocks, "evaluations"))
+    inputs = {"n": n, "tuned_params": tuned_params, "delta": delta, "n_blocks": n_blocks, "max_blocks": max_blocks}
+    inputs |= {"constant": constant}
+    return _rate("SubTuning (paper's rate)", inputs, "tuned_params", factor, confidence, empirical_error)
+
+
+def full_finetuning_bound(
+    *,
+    n: int,
+    params: int,
+    delta: float,
+    confidence: float = 0.95,
+    empirical_error: float | None = None,
+    constant: float = 1.0,
+) -> Bound:
+    """The paper's rate for full finetuning, C sqrt(r) Delta / sqrt(n).
+
+    Args:
+        n: training examples.
+        params: r, all parameters.
+        delta: Euclidean distance between tuned and pretrained parameters.
+        confidence, empirical_error, constant: as for `subtuning_bound`.
+
+    Source: PAPER "Theorem 1".
+    """
+    inputs = {"n": n, "params": params, "delta": delta, "constant": constant}
+    return _rate("full finetuning (paper's rate)", inputs, "params", 1.0, confidence, empirical_error)
+
+
+def selection_price(n_blocks: int, max_blocks: int, how: str = "adaptive") -> float:
+    """Log of the number of subsets that a union bound pays for when a search has chosen the subset.
+
+    Args:
+        n_blocks: L, blocks of the backbone.
+        max_blocks: k, blocks that the search tunes at most, from 1 to L.
+        how: "adaptive", log of the sum over i <= k of C(L, i): every subset that the search could end with, none at
+            all included. "evaluations", log(k L): as many as greedy looks at, as the paper counts.
+
+    "evaluations" holds only if the k L subsets are known before the data are. Greedy's are not: which it looks at in
+    round 2 depends on the scores of round 1. A subset that was chosen on other data costs 0; if the best of several
+    starts was taken too, add the log of their number.
+
+    Source: PAPER "Theorem 1" and "Algorithm 1".
+    """
+    check_count("n_blocks", n_blocks, low=1, high=10**4)
+    check_count("max_blocks", max_blocks, low=1, high=int(n_blocks))
+    if how not in HOWS:
+        raise ValueError(f"how is {how!r}; it must be one of {', '.join(HOWS)}")
+    n_blocks, max_blocks = int(n_blocks), int(max_blocks)
+    if how == "evaluations":
+        return math.log(n_blocks * max_blocks)
+    return math.log(sum(math.comb(n_blocks, i) for i in range(max_blocks + 1)))
+
+
+def geometric_grid(low: float, high: float, factor: float = 2.0) -> tuple[float, ...]:
+    """Numbers low, low * factor, ... up to the first that reaches high: candidates to fix before the data are seen."""
+    check_real("low", low, low=0.0, open_low=True)
+    check_real("high", high, low=float(low))
+    check_real("factor", factor, low=1.0, open_low=True)
+    steps = math.log(high / low) / math.log(factor)
+    if steps > 10**4:
+        raise ValueError(f"factor is {factor}; it makes more than 10000 steps from {low} to {high}")
+    return tuple(float(low * factor**j) for j in range(math.ceil(steps - 1e-9) + 1))
+
+
+def test_set_bound(errors: int, n: int, confidence: float = 0.95) -> Bound:
+    """What a test set of its own says (Clopper-Pearson): the yardstick for every other bound.
+
+    Args:
+        errors: test examples that are classified wrong, from 0 to n.
+        n: test examples, which nothing was trained or chosen on.
+        confidence: in (0, 1), one-sided.
+    """
+    check_count("n", n, low=1)
+    check_count("errors", errors, low=0, high=int(n))
+    value = binomial_upper(errors, n, failure_of(confidence))
+    terms = {"empirical error": errors / n, "confidence": max(0.0, value - errors / n)}
+    assumptions = ("the test examples were used once, and for nothing else",)
+    return make_bound("test set", terms, {"errors": errors, "n": n}, confidence, assumptions)
+
+
+test_set_bound.__test__ = False  # the name is no pytest function
+
+
+def binomial_upper(errors: int, n: int, failure: float) -> float:
+    """Clopper-Pearson: upper bound on an error probability that fails with probability `failure` at most."""
+    return 1.0 if errors == n else float(stats.beta.isf(failure, errors + 1, n - errors))
+
+
+def bound_table(bounds: Sequence[Bound] | Mapping[str, Bound]) -> pd.DataFrame:
+    """One row per bound and term, for a figure of stacked bars.
+
+    Args:
+        bounds: with different names, or label -> bound.
+
+    Returns:
+        Columns `bound`, `term`, `amount` (the term), `value` (of the whole bound), `of`, `confidence`, `vacuous`.
+    """
+    if not isinstance(bounds, Mapping):
+        names = [bound.name for bound in bounds]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"bounds holds {twice[0]!r} more than once; give a mapping of different labels instead")
+        bounds = dict(zip(names, bounds, strict=True))
+    rows = [
+        (label, term, amount, bound.value, bound.of, bound.confidence, bound.vacuous)
+        for label, bound in bounds.items()
+        for term, amount in bound.terms.items()
+    ]
+    return pd.DataFrame(rows, columns=["bound", "term", "amount", "value", "of", "confidence", "vacuous"])
+
+
+def check_count(name: str, value: object, low: int, high: int = 10**15) -> None:
+    """Raises TypeError or ValueError unless `value` is a whole number in low .. high."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {value!r}; it must be a whole number")
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}; it must be from {low} to {high}")
+
+
+def check_real(name: str, value: object, low: float, high: float = _HUGE, open_low: bool = False) -> None:
+    """Raises TypeError or ValueError unless `value` is a number from `low` (or above it) to below `high`."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}; it must be a number")
+    value = float(value) if isinstance(value, np.floating) else value  # else float32 would overflow in comparisons
+    if not (low < value if open_low else low <= value) or not value < high:
+        raise ValueError(f"{name} is {value}; it must be {'above' if open_low else 'at least'} {low:g}, below {high:g}")
+
+
+def check_share(name: str, value: object) -> None:
+    """Raises TypeError or ValueError unless `value` is a number in [0, 1]."""
+    if isinstance(value, Real) and not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}; it must be from 0 to 1")
+    check_real(name, value, low=0.0)
+
+
+def empirical_term(error: float | None) -> dict[str, float]:
+    """The first term of a bound of the error, or none for a bound of the gap."""
+    if error is None:
+        return {}
+    check_share("empirical_error", error)
+    return {"empirical error": error}
+
+
+def failure_of(confidence: float) -> float:
+    """Probability that a bound of this confidence, in (0, 1), may fail with."""
+    check_real("confidence", confidence, low=0.0, high=1.0, open_low=True)
+    return 1 - float(confidence)
+
+
+def as_numbers(name: str, values: object, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
+    """Finite numbers from `low` to `high`, at least one, as a float array (n,); else raises TypeError or ValueError."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name} holds {array.dtype}; it must hold numbers")
+    bad = array[~(np.isfinite(array) & (array >= low) & (array <= high))]
+    if array.ndim != 1 or not array.size or bad.size:
+        found = f"{bad.flat[0]} in it" if bad.size else f"shape {array.shape}"
+        raise ValueError(f"{name} has {found}; it must hold finite numbers from {low:g} to {high:g}, shape (n,)")
+    return array.astype(float)
+
+
+def grid_price(name: str, value: float, grid: Sequence[float] | None) -> float:
+    """Log of the number of candidates that `value` was chosen among; raises ValueError unless it is one of them."""
+    check_real(name, value, low=0.0, open_low=True)
+    if grid is None:
+        return 0.0
+    candidates = as_numbers(f"{name}s", grid, low=0.0)
+    if not np.isclose(candidates, value, rtol=1e-12, atol=0).any():
+        raise ValueError(f"{name} is {value}; it must be one of {name}s, {', '.join(map(str, candidates))}")
+    return math.log(len(candidates))
+
+
+def make_bound(
+    name: str,
+    terms: Mapping[str, float],
+    inputs: Mapping[str, object],
+    confidence: float,
+    assumptions: tuple[str, ...],
+) -> Bound:
+    """A `Bound` that is the sum of its terms; one of a gap where there is no "empirical error" among them."""
+    of = "error" if "empirical error" in terms else "gap"
+    return Bound(name, math.fsum(terms.values()), terms, inputs, confidence, of, assumptions)
+
+
+SAME_SAMPLE = "the training examples are independent draws from what the error is about"
+_UNKNOWN_CONSTANT = ("the constant is unknown: the number compares choices and guarantees nothing", SAME_SAMPLE)
+
+
+def _rate(name: str, inputs: dict, params: str, factor: float, confidence: float, error: float | None) -> Bound:
+    """constant * sqrt(params) * delta * factor / sqrt(n), and the confidence term; `params` is its name in `inputs`."""
+    check_count("n", inputs["n"], low=1)
+    check_count(params, inputs[params], low=0)
+    check_real("delta", inputs["delta"], low=0.0)
+    check_real("constant", inputs["constant"], low=0.0, open_low=True)
+    complexity = inputs["constant"] * inputs["delta"] * math.sqrt(inputs[params] / inputs["n"])
+    terms = {
+        **empirical_term(error),
+        "complexity": complexity,
+        "price of selection": complexity * (factor - 1),
+        "confidence": math.sqrt(-math.log(failure_of(confidence)) / (2 * inputs["n"])),
+    }
+    return make_bound(name, terms, inputs, confidence, _UNKNOWN_CONSTANT)
