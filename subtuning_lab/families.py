@@ -77,11 +77,6 @@ class _Tail(nn.Module):
         self.model._parameters = {}  # class token and position embedding belong to the stem
         self.after = family.after
 
-    def extra_repr(self) -> str:
-        """How features are pooled where no module says it, for the chain's fingerprint."""
-        pool = getattr(self.model, "global_pool", None)
-        return f"pool={pool}" if isinstance(pool, str) else ""
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for name in self.after:
             x = getattr(self.model, name)(x)

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from subtuning_lab.chain import BN_MODES, Chain, count_parameters, in_order, part_table, set_trainable
 from subtuning_lab.checks import check_number
 from subtuning_lab.deltas import TunedTask
-from subtuning_lab.recipe import Recipe, check_recipes
+from subtuning_lab.recipe import Recipe, check_recipes, recipe_grid
 from subtuning_lab.records import Records
 from subtuning_lab.scorebook import Scorebook
 from subtuning_lab.study_checks import check_images, check_seeds, check_types, usable_device
@@ -101,11 +101,21 @@ class Study:
         """Parameters of a subset, the readout not counted."""
         return count_parameters(self.backbone, blocks)
 
-    def variant(self, **changes: Any) -> Study:
-        """The same study with other values in every recipe, e.g. `variant(params="bias")`; records are shared."""
+    def variant(self, **choices: Any) -> Study:
+        """The same study with other values in every recipe; records are shared.
+
+        Args:
+            choices: fields of the recipe with a value each, or a list of values to choose among on the folds, e.g.
+                `variant(params="bias", lr=[1e-3, 1e-2])`.
+
+        Raises:
+            ValueError: an unknown field, a value out of its range, or another `image_size`.
+        """
+        lists = {name: value if isinstance(value, list) else [value] for name, value in choices.items()}
+        recipes = dict.fromkeys(own for recipe in self.recipes for own in recipe_grid(recipe, **lists))
         other = copy.copy(self)
-        other.recipes = check_recipes(list(dict.fromkeys(replace(own, **changes) for own in self.recipes)))
-        if {own.image_size for own in other.recipes} != {self.recipes[0].image_size}:
+        other.recipes = check_recipes(list(recipes))
+        if other.recipes[0].image_size != self.recipes[0].image_size:
             raise ValueError("image_size can't be changed in a variant; make another Study")
         return other
 
@@ -207,7 +217,7 @@ class Study:
         names, seed = in_order(self.backbone, blocks), self.seeds[0] if seed is None else seed
         trial = Trial(names, self.recipe_of(names), seed, None)
         ((_, tuned, _),) = self._trainer.fit([trial], self.progress)
-        return tuned
+        return replace(tuned, scores=self._known_scores(trial))
 
     def test(self, what: Blocks | Method) -> TestResult:
         """Trains a subset, or a method, on all training images, once per seed, and scores it on the test split.
@@ -230,6 +240,14 @@ class Study:
         rows = self._book.found(trials)
         accuracies = tuple(rows[trial]["accuracy"] for trial in trials)
         return TestResult(trials[0].blocks, accuracies, len(self.task.test), uses)
+
+    def _known_scores(self, trial: Trial) -> dict[str, float]:
+        """Mean, spread and number of a subset's fold scores, where the records have them all."""
+        trials = [replace(trial, seed=seed, fold=fold) for seed in self.seeds for fold in range(self.n_folds)]
+        found = pd.Series([row["accuracy"] for row in self._book.found(trials).values()], dtype=float)
+        if len(found) < max(2, len(trials)):
+            return {}
+        return {"fold accuracy": found.mean(), "fold std": found.std(), "n": len(found)}
 
     def _known(self, name: str, chosen: Sequence[int] | None, own: Sequence[int]) -> list[int]:
         """The chosen folds or seeds, all of them for None."""

@@ -5,10 +5,14 @@ import subprocess
 import sys
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 from typer.testing import CliRunner
 
+import subtuning_lab as lab
 from subtuning_lab.cli import app
 
 QUICK_PROFILE = [
@@ -138,3 +142,65 @@ def test_help_needs_no_torch():
     code = "import sys; from subtuning_lab.cli import app; print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout == "False\n"
+
+
+QUICK_GREEDY = ["--train-size", 40, "--folds", 2, "--epochs", 1, "--batch-size", 30, "--max-blocks", 1]
+
+
+@pytest.fixture(scope="module")
+def tuned_files(tmp_path_factory):
+    """Two tuned tasks and an image, made on the command line."""
+    folder = tmp_path_factory.mktemp("tuned")
+    for task in ("digits", "glyphs"):
+        kept = ["--records", folder / "runs.sqlite", "--out", folder / task, "--save", folder / f"{task}.safetensors"]
+        told = call("greedy", "--task", task, *QUICK_GREEDY, *kept, "--epsilon", "-inf", "--json")
+        assert told.exit_code == 0, told.output
+        assert json.loads(told.stdout)["files"][-1] == str(folder / f"{task}.safetensors")
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(folder / "x.png")
+    return folder
+
+
+def test_greedy_tells_its_trace_and_what_it_chose(tmp_path):
+    kept = ["--records", tmp_path / "runs.sqlite", "--out", tmp_path]
+    told = json.loads(call("greedy", *QUICK_GREEDY, *kept, "--direction", "both", "--max-blocks", 8, "--json").stdout)
+    assert set(told) == {"trace_forward", "trace_backward", "chosen", "files"}
+    assert len(told["trace_backward"]) >= 10 and told["trace_forward"][0]["blocks"] == []
+    assert [file.rpartition("/")[2] for file in told["files"]] == [
+        *("trace_backward.csv", "trace_backward.png", "trace_forward.csv", "trace_forward.png")
+    ]
+    assert told["chosen"][0]["n"] == 2
+
+
+@pytest.mark.parametrize("how", [["--race", "halving"], ["--race", "race"], ["--significance", "0.05"]])
+def test_greedy_takes_races_and_a_significance_rule(tmp_path, how):
+    kept = ["--records", tmp_path / "runs.sqlite", "--out", tmp_path]
+    told = call("greedy", *QUICK_GREEDY, *kept, *how, "--json")
+    assert told.exit_code == 0, told.output
+    assert len(json.loads(told.stdout)["trace_forward"]) == 10
+
+
+def test_merge_gives_the_answers_of_the_separate_networks(tuned_files):
+    files = [tuned_files / "digits.safetensors", tuned_files / "glyphs.safetensors"]
+    told = call("merge", *files, "--image", tuned_files / "x.png", "--image", tuned_files / "x.png", "--json")
+    answers = json.loads(told.stdout)["answers"]
+    assert [row["task"] for row in answers] == ["digits", "glyphs"] * 2 and answers[:2] == answers[2:]
+    backbone = lab.load_backbone("lab-resnet")
+    for row, file in zip(answers, files, strict=False):
+        tuned = lab.load_tuned(file, backbone)
+        with torch.no_grad():
+            shares = tuned.network()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).softmax(1)[0]
+        assert row["answer"] == tuned.classes[shares.argmax()]
+        assert row["probability"] == pytest.approx(shares.max().item(), rel=1e-4)
+
+
+def test_merge_tells_what_is_wrong_with_its_files(tuned_files):
+    file, image = tuned_files / "digits.safetensors", ["--image", tuned_files / "x.png"]
+    for arguments, message in (
+        ([file, file, *image], "two files are named digits"),
+        ([tuned_files / "none.safetensors", *image], "no tuned task at"),
+        ([file, "--image", tuned_files / "none.png"], "image file not found"),
+        ([tuned_files / "x.png", *image], "is not a readable .safetensors file"),
+        ([file, *image, "--backbone", "lab-vit"], "was tuned from lab-resnet"),
+    ):
+        told = call("merge", *arguments)
+        assert told.exit_code == 2 and message in " ".join(told.stderr.split()), told.output

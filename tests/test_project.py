@@ -25,17 +25,24 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # A module imports from its own floor or from one above it in this list, never from one below. Add new modules here.
 FLOORS = {
-    "ground": "architectures augmentation backbones bounds chain checks corruptions datasets families folders images"
-    " listings pac_bayes paper procedural procedural_families progress published recipe records tasks",
-    "engine": "deltas export folding hub jacobian job latency one_pass packing siamese task_files training tuning",
+    "ground": "architectures augmentation backbones bounds chain checks corruptions datasets families fingerprints"
+    " folders images listings pac_bayes paper procedural procedural_families progress published rademacher recipe"
+    " records tasks",
+    "engine": "deltas export folding hub jacobian job latency linearity one_pass packing per_image rows siamese"
+    " task_files training tuning",
     "lab": "scorebook study study_checks trainer trials",
-    "search": "candidates greedy profiles racing significance",
-    "studies": "active baselines criteria head2toe pruning robustness vtab",
-    "pictures": "plots",
-    "face": "block_panels cli controls pages panels presets report reproduce",
+    "search": "greedy profiles racing search significance",
+    "studies": "active baselines bound_study criteria head2toe low_data pruning robustness vtab",
+    "pictures": "bound_plots comparison_plots plots",
+    "face": "block_panels bound_panels cli cli_bound cli_merge cli_search console controls curve_panels pages panels"
+    " presets report reproduce search_panels",
 }
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names.split()}
-WITHOUT_TORCH = ("bounds", "greedy", "pac_bayes", "paper", "plots", "profiles", "racing", "records", "significance")
+WITHOUT_TORCH = (
+    *("bounds", "pac_bayes", "rademacher", "paper", "records"),
+    *("greedy", "profiles", "racing", "search", "significance"),
+    *("bound_plots", "comparison_plots", "plots"),
+)
 
 
 def imports_of(path):

@@ -285,6 +285,65 @@ def test_each_subset_counts_with_its_best_recipe():
         assert alone == pytest.approx(mean.max())
 
 
+def test_a_tuned_task_carries_the_fold_scores_that_are_known():
+    study = new_study(folds=3, recipe=[RECIPE, replace(RECIPE, lr=1e-1)])
+    assert new_study().fit(["block1"]).scores == {}
+    scores = study.scores([["block1"]])["accuracy"]
+    told = study.fit(["block1"]).scores
+    assert told == pytest.approx({"fold accuracy": scores.mean(), "fold std": scores.std(), "n": 3})
+
+
+def test_arms_run_on_some_folds_and_for_fewer_epochs():
+    store = Records(":memory:")
+    study = new_study(folds=3, seeds=(0, 1), recipe=[RECIPE, replace(RECIPE, lr=1e-1)], records=store)
+    arms = study.arms([["block1"], []])
+    assert [arm.blocks for arm in arms] == [("block1",), ("block1",), (), ()]
+    some = study.arm_scores(arms[1:], folds=[2, 0], seeds=[1], epochs=1)
+    assert some[["arm", "seed", "fold", "epochs"]].to_numpy().tolist() == [
+        [arm, 1, fold, 1] for arm in range(3) for fold in (2, 0)
+    ]
+    assert len(store.table()) == 6
+    short = new_study(folds=3, seeds=(1,), recipe=replace(RECIPE, lr=1e-1, epochs=1)).scores([["block1"]])
+    assert some["accuracy"].tolist()[:2] == short["accuracy"].tolist()[2::-2]
+    everything = study.arm_scores(arms)
+    assert everything.drop(columns=["arm"]).equals(study.all_scores([["block1"], []]).drop(columns=["recipe"]))
+    for wrong, message in (
+        ({"folds": [3]}, "folds is \\[3\\]"),
+        ({"seeds": []}, "seeds is"),
+        ({"epochs": 9}, "epochs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            study.arm_scores(arms, **wrong)
+
+
+class Majority:
+    """A method that always says the commonest label."""
+
+    name = "majority"
+
+    def settings(self):
+        return {"strength": 1}
+
+    def fit(self, backbone, train, num_classes, seed, image_size):
+        self.params, counts = num_classes, torch.bincount(train.labels, minlength=num_classes)
+        self.logits = lambda split: counts.float().expand(len(split), -1)
+        return self
+
+
+def test_methods_are_scored_on_the_same_folds_and_tested_through_the_same_door():
+    store = Records(":memory:")
+    study, method = new_study(folds=3, records=store), Majority()
+    table = study.method_scores([method])
+    labels = study.task.train.labels
+    commonest = [torch.bincount(labels[trained]).argmax() for trained, _ in study.task.folds(3)]
+    folds = zip(study.task.folds(3), commonest, strict=True)
+    expected = [(labels[held] == label).double().mean().item() for (_, held), label in folds]
+    assert table["accuracy"].tolist() == pytest.approx(expected) and table["params"].tolist() == [3] * 3
+    assert study.test(method).mean == pytest.approx(1 / 3) and store.test_uses() == 1
+    n = len(store.table())
+    assert study.method_scores([method]).equals(table) and len(store.table()) == n
+
+
 def test_the_caller_keeps_his_backbone():
     chain = tiny_chain()
     before = chain.fingerprint

@@ -1,0 +1,58 @@
+"""Low data: own images in every repetition, the same grid for every method, one test each."""
+
+import pandas as pd
+import pytest
+from conftest import tiny_chain, tiny_task
+
+from subtuning_lab.greedy import greedy_subtuning
+from subtuning_lab.low_data import low_data, summarize_repeats
+from subtuning_lab.recipe import Recipe, recipe_grid
+from subtuning_lab.records import Records
+from subtuning_lab.study import Study
+
+RECIPES = recipe_grid(Recipe(epochs=2, batch_size=8), lr=[1e-3, 1e-1])
+METHODS = ["linear probing", "full finetuning", "random subset of the same size", "greedy", "best window"]
+
+
+@pytest.fixture(scope="module")
+def run():
+    store, task = Records(":memory:"), tiny_task(48)
+    options = {"folds": 2, "repeats": 2, "max_blocks": 2, "max_window": 2, "draws": 2, "progress": False}
+    return task, store, low_data(tiny_chain(), task, [12, 24], RECIPES, METHODS, records=store, **options)
+
+
+def test_there_is_a_row_for_each_size_repetition_and_method(run):
+    _, _, table = run
+    assert table.groupby(["train_size", "repeat"])["method"].apply(sorted).tolist() == [sorted(METHODS)] * 4
+    assert table["test_accuracy"].between(0, 1).all()
+
+
+def test_each_repetition_has_its_own_images_and_seed(run):
+    """By hand: the row of greedy is a study on that subset of the training images with that seed."""
+    task, _, table = run
+    study = Study(tiny_chain(), task.subset(24, seed=1), RECIPES, folds=2, seeds=(1,), progress=False)
+    found = greedy_subtuning(study, max_blocks=2)
+    row = table[(table["train_size"] == 24) & (table["repeat"] == 1) & (table["method"] == "greedy")].iloc[0]
+    assert row["blocks"] == found.blocks and row["trainings"] == found.cost.trainings
+    assert row["test_accuracy"] == pytest.approx(study.test(found.blocks).mean)
+
+
+def test_the_test_split_is_used_once_per_result(run):
+    _, store, _ = run
+    per_study = 4 + 2  # four methods and searches, and two draws of random subsets
+    assert store.test_uses() == 4 * per_study
+
+
+def test_summaries_are_over_repetitions(run):
+    _, _, table = run
+    summary = summarize_repeats(table).set_index(["train_size", "method"])
+    own = table[(table["train_size"] == 12) & (table["method"] == "greedy")]["test_accuracy"]
+    assert summary.loc[(12, "greedy"), ["accuracy", "std", "n"]].tolist() == pytest.approx([own.mean(), own.std(), 2])
+    assert isinstance(summary, pd.DataFrame) and len(summary) == 2 * len(METHODS)
+
+
+def test_bad_sizes_are_named():
+    with pytest.raises(ValueError, match="train_size"):
+        low_data(tiny_chain(), tiny_task(), [2], RECIPES, METHODS, progress=False)
+    with pytest.raises(ValueError, match="repeats"):
+        low_data(tiny_chain(), tiny_task(), [12], RECIPES, METHODS, repeats=0, progress=False)
