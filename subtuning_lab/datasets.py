@@ -12,7 +12,7 @@ import torch
 from subtuning_lab.corruptions import check_corruption
 from subtuning_lab.folders import folder, vtab
 from subtuning_lab.listings import SPLIT_SEED, Listing, Part, stratified_choice
-from subtuning_lab.published import PUBLISHED, published
+from subtuning_lab.published import PUBLISHED, VTAB, published, vtab_sized
 
 _TRAIN_SEED, _TEST_SEED = 1_000_003, 2**32 - 5  # far from the small seeds that pretraining uses; torch takes 32 bits
 GENERATED = {
@@ -25,7 +25,7 @@ _FAMILIES = {"source": "source_glyph", "glyphs": "glyph", "count": "count", "pos
 _SPEC = re.compile(r"(.*?)((?:\+[^+@/]+@[^+@/]*)*)", re.DOTALL)
 _PATTERNS = {
     "folder:DIR": "your images: DIR/train/<class>/* and DIR/test/<class>/* (or val/), or DIR/<class>/*",
-    "vtab:DIR": "VTAB-1k lists in DIR: train800val200.txt, val200.txt, test.txt with 'path label' lines",
+    "vtab:DIR": "VTAB-1k's official lists in DIR: train800val200.txt, val200.txt, test.txt with 'path label' lines",
 }
 ADVICE = f"Without internet use 'digits', {', '.join(map(repr, GENERATED))}, or your own images: 'folder:DIR'."
 
@@ -33,7 +33,7 @@ ADVICE = f"Without internet use 'digits', {', '.join(map(repr, GENERATED))}, or 
 def task_names() -> dict[str, str]:
     """What `load_task` knows by name: name -> one-line description, offline tasks first."""
     named = {"digits": "10 handwritten digits, real, 32 x 32, 1,000 + 797 (offline)", **GENERATED}
-    return named | {name: entry.description for name, entry in PUBLISHED.items()} | _PATTERNS
+    return named | {name: entry.description for name, entry in PUBLISHED.items()} | VTAB | _PATTERNS
 
 
 def parse_spec(spec: str) -> tuple[str, list[tuple[str, int]]]:
@@ -80,9 +80,9 @@ def list_images(
         return digits()
     if base in GENERATED:
         return generated(base, train_size, test_size, seed)
-    if base in PUBLISHED:
+    if base in PUBLISHED or base in VTAB:
         root = data_dir or os.environ.get("SUBTUNING_LAB_DATA") or Path("~/.cache/subtuning_lab")
-        return published(base, Path(root).expanduser(), download, ADVICE)
+        return (vtab_sized if base in VTAB else published)(base, Path(root).expanduser(), download, ADVICE)
     raise ValueError(f"unknown task {base!r}; allowed are {', '.join(task_names())}")
 
 

@@ -12,7 +12,7 @@ from urllib.error import URLError
 import numpy as np
 
 from subtuning_lab.images import Items
-from subtuning_lab.listings import Listing, Part, seeded_split
+from subtuning_lab.listings import SPLIT_SEED, Listing, Part, seeded_split, stratified_choice
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,13 @@ PUBLISHED = {
     ),
     "eurosat": Published("10 land uses from satellite, seeded 80/20 split", "EuroSAT", ({},), None, _samples),
 }
+VTAB = {
+    "vtab-cifar100": "VTAB-1k's sizes: 800 + 200 of CIFAR-100's training images, its test images",
+    "vtab-flowers102": "VTAB-1k's sizes: 800 of train + 200 of val, all of test",
+    "vtab-caltech101": "VTAB-1k's sizes: 800 + 200 of 30 images per class, the rest for testing; 102 classes",
+}
+_VTAB_TRAIN, _VTAB_VALIDATION, _CALTECH_PER_CLASS = 800, 200, 30
+_BACKGROUND = "BACKGROUND_Google"  # a class in VTAB; torchvision leaves it out
 
 
 def published(name: str, root: Path, download: bool, advice: str = "") -> Listing:
@@ -120,25 +127,78 @@ def published(name: str, root: Path, download: bool, advice: str = "") -> Listin
         FileNotFoundError: the files are missing or incomplete and cannot or may not be downloaded.
     """
     entry = PUBLISHED[name]
-    sets = [_open(name, root, download, advice, part) for part in entry.train]
-    listed = [entry.read(dataset) for dataset in sets]
-    classes = tuple(entry.classes(sets[0]))
-    train = Part(_joined([items for items, _ in listed]), np.concatenate([_labels(labels) for _, labels in listed]))
+    classes, parts, test = _listed(name, root, download, advice)
+    train = _joined(parts)
     if entry.test is None:
         return Listing(classes, *seeded_split(train.items, train.labels, classes))
-    items, labels = entry.read(_open(name, root, download, advice, entry.test))
-    return Listing(classes, train, Part(items, _labels(labels)))
+    return Listing(classes, train, test)
 
 
-def _labels(labels: Sequence[int]) -> np.ndarray:
-    return np.asarray(labels, dtype=np.int64)
+def vtab_sized(name: str, root: Path, download: bool, advice: str = "") -> Listing:
+    """List 800 training images, 200 for validation after them, and the test images, cut as VTAB-1k cuts a data set.
+
+    VTAB takes the first 800 and 200 images of parts that its own loader has shuffled, and torchvision has not that
+    order: so these are chosen here, stratified and always the same, each class at least once. Only VTAB-1k's own
+    lists (`vtab:DIR`) hold the official images; their numbers and these are of different images.
+
+    Args:
+        name: a key of `VTAB`.
+        root, download, advice: as for `published`.
+    Raises:
+        ValueError: too few images, or of one class.
+        ConnectionError, FileNotFoundError: as `published`.
+    """
+    name = name.removeprefix("vtab-")
+    classes, parts, test = _listed(name, root, download, advice)
+    if name == "caltech101":
+        classes, whole = _with_background(classes, parts[0], root)
+        pool, test = _caltech_parts(classes, whole)
+        parts = [pool]
+    chosen = stratified_choice(parts[0].labels, _VTAB_TRAIN, SPLIT_SEED, "the number of training images")
+    rest = parts[1] if len(parts) > 1 else parts[0].take(np.setdiff1d(np.arange(len(parts[0].labels)), chosen))
+    held = stratified_choice(rest.labels, _VTAB_VALIDATION, SPLIT_SEED, "the number of validation images")
+    train = _joined([parts[0].take(chosen), rest.take(held)])
+    return Listing(classes, train, test, np.arange(_VTAB_TRAIN, _VTAB_TRAIN + _VTAB_VALIDATION))
 
 
-def _joined(parts: Sequence[Items]) -> Items:
-    """Concatenate lists of files or arrays."""
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts)
-    return [file for part in parts for file in part]
+def _with_background(classes: tuple[str, ...], part: Part, root: Path) -> tuple[tuple[str, ...], Part]:
+    """Caltech-101 with its 102nd class, which torchvision's object leaves out although it wants its folder."""
+    found = sorted((root / "caltech101" / "101_ObjectCategories" / _BACKGROUND).glob("image_*.jpg"))
+    labels = np.full(len(found), len(classes), dtype=np.int64)
+    return (*classes, _BACKGROUND), _joined([part, Part(found, labels)])
+
+
+def _caltech_parts(classes: Sequence[str], whole: Part) -> tuple[Part, Part]:
+    """30 images of every class, chosen always in the same way, and the others for testing."""
+    counts = np.bincount(whole.labels, minlength=len(classes))
+    if counts.min() <= _CALTECH_PER_CLASS:
+        few = classes[int(counts.argmin())]
+        raise ValueError(f"class {few!r} has {counts.min()} images; a split needs more than {_CALTECH_PER_CLASS}")
+    generator = np.random.default_rng(SPLIT_SEED)
+    of_class = (np.flatnonzero(whole.labels == label) for label in range(len(classes)))
+    chosen = np.sort(np.concatenate([generator.permutation(rows)[:_CALTECH_PER_CLASS] for rows in of_class]))
+    return whole.take(chosen), whole.take(np.setdiff1d(np.arange(len(whole.labels)), chosen))
+
+
+def _listed(name: str, root: Path, download: bool, advice: str) -> tuple[tuple[str, ...], list[Part], Part | None]:
+    """Classes, published training parts, and the test part if there is one. Raises as `published`."""
+    entry = PUBLISHED[name]
+    sets = [_open(name, root, download, advice, part) for part in entry.train]
+    test = None if entry.test is None else _part(entry, _open(name, root, download, advice, entry.test))
+    return tuple(entry.classes(sets[0])), [_part(entry, dataset) for dataset in sets], test
+
+
+def _part(entry: Published, dataset: Any) -> Part:
+    items, labels = entry.read(dataset)
+    return Part(items, np.asarray(labels, dtype=np.int64))
+
+
+def _joined(parts: Sequence[Part]) -> Part:
+    """Concatenate parts, of files or of arrays."""
+    labels = np.concatenate([part.labels for part in parts])
+    if isinstance(parts[0].items, np.ndarray):
+        return Part(np.concatenate([part.items for part in parts]), labels)
+    return Part([file for part in parts for file in part.items], labels)
 
 
 def _open(name: str, root: Path, download: bool, advice: str, part: dict[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from subtuning_lab.corruptions import corrupt
 from subtuning_lab.images import StreamedImages
-from subtuning_lab.published import PUBLISHED
+from subtuning_lab.published import PUBLISHED, VTAB, vtab_sized
 from subtuning_lab.tasks import Split, Task, load_task, task_names
 
 OFFLINE = ("digits", "source", "glyphs", "count", "position")
@@ -344,7 +344,7 @@ def test_load_task_refuses(spec, options, error, message):
 
 def test_every_name_is_described():
     names = task_names()
-    assert set(names) == {*OFFLINE, *PUBLISHED, "folder:DIR", "vtab:DIR"}
+    assert set(names) == {*OFFLINE, *PUBLISHED, *VTAB, "folder:DIR", "vtab:DIR"}
     assert list(names)[:5] == list(OFFLINE)
     assert all(text and "\n" not in text for text in names.values())
 
@@ -684,3 +684,127 @@ def test_the_data_folder_comes_from_the_environment(tmp_path, monkeypatch):
     write_dtd(tmp_path)
     monkeypatch.setenv("SUBTUNING_LAB_DATA", str(tmp_path))
     assert len(load("dtd").train) == 6
+
+
+# ---------------------------------------------------------------- published data sets in VTAB-1k's sizes
+
+
+def write_large_cifar100(root: Path) -> None:
+    """1,500 training images, whose first two pixels tell their number, and 100 test images."""
+    base = root / "cifar-100-python"
+    base.mkdir(parents=True)
+    for name, count in (("train", 1500), ("test", 100)):
+        data, numbers = np.zeros((count, 3 * 32 * 32), dtype=np.uint8), np.arange(count)
+        data[:, 0], data[:, 1], data[:, 2] = numbers // 256, numbers % 256, name == "test"
+        (base / name).write_bytes(pickle.dumps({"data": data, "fine_labels": (numbers % 100).tolist()}))
+    (base / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"thing {label}" for label in range(100)]}))
+
+
+def link_images(folder: Path, names: list[str]) -> None:
+    """Files that all have the same content, quickly."""
+    image = write_image(folder / names[0])
+    for name in names[1:]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).hardlink_to(image)
+
+
+def write_large_flowers(root: Path) -> None:
+    """10 training, 5 validation and 1 test image of each of 102 flowers."""
+    base = root / "flowers-102"
+    base.mkdir(parents=True)
+    ids, cuts = np.arange(1, 16 * 102 + 1), (10 * 102, 15 * 102)
+    train, validation, test = np.split(ids, cuts)
+    scipy.io.savemat(base / "imagelabels.mat", {"labels": (ids - 1) % 102 + 1})
+    scipy.io.savemat(base / "setid.mat", {"trnid": train, "valid": validation, "tstid": test})
+    link_images(base / "jpg", [f"image_{number:05d}.jpg" for number in ids])
+
+
+def write_large_caltech(root: Path, per_class: int = 32) -> None:
+    """101 objects and the background, which has another file in its folder, as in the real archive."""
+    base = root / "caltech101/101_ObjectCategories"
+    names = [f"object {label:03d}" for label in range(101)] + ["BACKGROUND_Google"]
+    link_images(base, [f"{name}/image_{number:04d}.jpg" for name in names for number in range(1, per_class + 1)])
+    (base / "BACKGROUND_Google" / "tmp").write_text("no image")
+
+
+VTAB_SIZED = {
+    "vtab-cifar100": (write_large_cifar100, 100, 100),
+    "vtab-flowers102": (write_large_flowers, 102, 102),
+    "vtab-caltech101": (write_large_caltech, 102, 2 * 102),
+}
+
+
+def vtab_listing(root: Path, monkeypatch, name: str, writer=None):
+    (writer or VTAB_SIZED[name][0])(root)
+    for module in ("cifar", "flowers102"):
+        monkeypatch.setattr(f"torchvision.datasets.{module}.check_integrity", lambda *args: True)
+    return vtab_sized(name, root, download=False)
+
+
+def identities(part) -> list:
+    """What tells an image from all others: its file, or its first pixels."""
+    return [tuple(item[0, :3, 0]) if isinstance(item, np.ndarray) else item for item in part.items]
+
+
+def test_every_vtab_sized_task_has_a_test():
+    assert set(VTAB_SIZED) == set(VTAB)
+
+
+@pytest.mark.parametrize("name", VTAB_SIZED)
+def test_vtab_sized_tasks_have_800_200_and_the_test_images(tmp_path, monkeypatch, name):
+    _, n_classes, n_test = VTAB_SIZED[name]
+    listing = vtab_listing(tmp_path, monkeypatch, name)
+    assert len(listing.classes) == len(set(listing.classes)) == n_classes
+    assert (len(listing.train.items), len(listing.test.items)) == (1000, n_test)
+    assert listing.validation.tolist() == list(range(800, 1000))
+    for labels, size in ((listing.train.labels[:800], 800), (listing.train.labels[800:], 200)):
+        counts = np.bincount(labels, minlength=n_classes)
+        assert len(labels) == size and counts.min() == size // n_classes and counts.max() <= counts.min() + 1
+    assert set(listing.test.labels) == set(range(n_classes))
+    train, test = identities(listing.train), identities(listing.test)
+    assert len(set(train)) == 1000 and len(set(test)) == n_test and not set(train) & set(test)
+    again = vtab_sized(name, tmp_path, download=False)
+    assert identities(again.train) == train and identities(again.test) == test
+
+
+def test_cifars_test_images_are_the_published_ones(tmp_path, monkeypatch):
+    listing = vtab_listing(tmp_path, monkeypatch, "vtab-cifar100")
+    numbers = np.arange(100)
+    assert np.array_equal(listing.test.items[:, 0, 1, 0], numbers) and (listing.test.items[:, 0, 2, 0] == 1).all()
+    assert np.array_equal(listing.test.labels, numbers)
+    train = listing.train.items[:, 0, :, 0].astype(int)
+    assert np.array_equal((256 * train[:, 0] + train[:, 1]) % 100, listing.train.labels)
+
+
+def test_flowers_training_and_validation_images_come_from_their_own_parts(tmp_path, monkeypatch):
+    listing = vtab_listing(tmp_path, monkeypatch, "vtab-flowers102")
+    numbers = np.array([int(file.stem.removeprefix("image_")) for file in listing.train.items])
+    assert numbers[:800].max() <= 1020 < numbers[800:].min() and numbers.max() <= 1530
+    assert np.array_equal((numbers - 1) % 102, listing.train.labels)
+
+
+def test_caltechs_labels_are_those_of_its_folders_background_included(tmp_path, monkeypatch):
+    listing = vtab_listing(tmp_path, monkeypatch, "vtab-caltech101")
+    assert listing.classes[-1] == "BACKGROUND_Google"
+    for part in (listing.train, listing.test):
+        assert [file.parent.name for file in part.items] == [listing.classes[label] for label in part.labels]
+    # 30 of 32 are for training: 2 of each class are left for testing, whichever are among the 1,000
+    assert set(Counter(listing.test.labels.tolist()).values()) == {2}
+
+
+def test_a_vtab_sized_task_is_loaded_with_its_validation_part(tmp_path, monkeypatch):
+    vtab_listing(tmp_path, monkeypatch, "vtab-cifar100")
+    task = load("vtab-cifar100", data_dir=tmp_path, download=False)
+    ((train, held),) = task.folds(1)
+    assert (len(train), held.tolist(), len(task.test)) == (800, list(range(800, 1000)), 100)
+    assert load("vtab-cifar100+contrast@2", data_dir=tmp_path, download=False).image_size == (32, 32)
+    assert load("vtab-cifar100", data_dir=tmp_path, seed=3).fingerprint == task.fingerprint
+
+
+def test_too_few_images_for_a_vtab_sized_task_are_told(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="class 'object 000' has 30 images; a split needs more than 30"):
+        vtab_listing(tmp_path, monkeypatch, "vtab-caltech101", lambda root: write_large_caltech(root, 30))
+    with pytest.raises(ValueError, match=r"number of training images must be 100 .* to 100 .*got 800"):
+        vtab_listing(tmp_path, monkeypatch, "vtab-cifar100", write_cifar100)
+    with pytest.raises(FileNotFoundError, match="flowers102 not found under .*new.*'folder:DIR'"):
+        load("vtab-flowers102", data_dir=tmp_path / "new", download=False)
