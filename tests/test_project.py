@@ -39,7 +39,7 @@ FLOORS = {
 }
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names.split()}
 WITHOUT_TORCH = (
-    *("bounds", "pac_bayes", "rademacher", "paper", "records"),
+    *("bounds", "pac_bayes", "rademacher", "paper", "records", "rows"),
     *("greedy", "profiles", "racing", "search", "significance"),
     *("bound_plots", "comparison_plots", "plots"),
 )
