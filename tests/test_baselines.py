@@ -17,11 +17,14 @@ from subtuning_lab.baselines import (
     random_subsets,
     stages,
 )
-from subtuning_lab.search import best_window
 from subtuning_lab.greedy import greedy_subtuning
 from subtuning_lab.head2toe import Head2Toe
+from subtuning_lab.profiles import pair_profile
+from subtuning_lab.racing import Halving, Race
 from subtuning_lab.recipe import Recipe, recipe_grid
 from subtuning_lab.records import Records
+from subtuning_lab.search import best_window, exhaustive_search
+from subtuning_lab.significance import SignificantGain
 from subtuning_lab.study import Study
 from subtuning_lab.tasks import Task
 
@@ -100,12 +103,17 @@ class Forbidden:
         return 12
 
 
-def test_no_method_sees_the_test_split_before_the_test():
+def test_no_selection_path_reaches_the_test_split():
     task, store = tiny_task(), Records(":memory:")
     study = Study(tiny_chain(), task, RECIPES[:2], folds=2, records=store, device="cpu", progress=False)
     object.__setattr__(task, "test", Forbidden())
     compare_methods(study, method_names(), chosen=["block1", "tail"], draws=1, head2toe=SMALL)
-    assert store.test_uses() == 0
+    for race in (None, Race(), Halving()):
+        greedy_subtuning(study, max_blocks=2, direction="both", keep=SignificantGain(0.5), race=race)
+    best_window(study)
+    exhaustive_search(study, 2)
+    pair_profile(study)
+    assert store.test_uses() == 0 and (store.table()["split"] == "fold").all()
     for name in ("LP-FT", HEAD2TOE):
         with pytest.raises(AssertionError, match="selection read test"):
             compare_methods(study, [name], head2toe=SMALL, test=True)
