@@ -32,16 +32,16 @@ FLOORS = {
     " task_files training tuning",
     "lab": "scorebook study study_checks trainer trials",
     "search": "greedy profiles racing search significance",
-    "studies": "active baselines bound_study criteria head2toe low_data pruning robustness vtab",
-    "pictures": "bound_plots comparison_plots plots",
-    "face": "block_panels bound_panels cli cli_bound cli_merge cli_search console controls curve_panels pages panels"
-    " presets report reproduce search_panels",
+    "studies": "active baselines bound_study criteria head2toe low_data posteriors pruning robustness vtab",
+    "pictures": "bound_plots comparison_plots merge_plots plots",
+    "face": "block_panels bound_panels cli cli_bound cli_merge cli_search console controls curve_panels merge_panels"
+    " pages panels presets report reproduce search_panels",
 }
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names.split()}
 WITHOUT_TORCH = (
     *("bounds", "pac_bayes", "rademacher", "paper", "records", "rows"),
     *("greedy", "profiles", "racing", "search", "significance"),
-    *("bound_plots", "comparison_plots", "plots"),
+    *("bound_plots", "comparison_plots", "merge_plots", "plots"),
 )
 
 
