@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from subtuning_lab.cli_bound import bound
 from subtuning_lab.cli_merge import merge
 from subtuning_lab.cli_search import greedy, profile
 from subtuning_lab.console import Json, app, tell, tell_names
@@ -60,6 +61,7 @@ def reproduce(
 app.command()(profile)
 app.command()(greedy)
 app.command()(merge)
+app.command()(bound)
 
 
 @app.command()

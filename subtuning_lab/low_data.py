@@ -97,3 +97,28 @@ def summarize_repeats(table: pd.DataFrame) -> pd.DataFrame:
         seconds=("seconds", "mean"),
         flops=("flops", "mean"),
     ).reset_index()
+
+
+def method_differences(table: pd.DataFrame, method: str, other: str) -> pd.DataFrame:
+    """How far one method is ahead of another per size, paired: in a repetition both see the same images and seed.
+
+    Args:
+        table: of `low_data`.
+        method, other: names of methods in it.
+
+    Returns:
+        One row per size: `train_size`, `difference` (mean test accuracy of `method` minus that of `other`), `std` (of
+        the repetitions' differences), `error` (standard error of the mean), `n` (repetitions).
+
+    Raises:
+        ValueError: a method that the table doesn't have, or not in all the repetitions that the other has.
+    """
+    wide = table.pivot(index=["train_size", "repeat"], columns="method", values="test_accuracy")
+    for name in (method, other):
+        if name not in wide:
+            raise ValueError(f"the table has no method {name!r}; it has {', '.join(wide)}")
+    pairs = wide.loc[wide[[method, other]].notna().any(axis=1), [method, other]]
+    if pairs.isna().any(axis=None):
+        raise ValueError(f"{method} and {other} must be there in the same sizes and repetitions")
+    groups = (pairs[method] - pairs[other]).groupby("train_size")
+    return groups.agg(difference="mean", std="std", error="sem", n="count").reset_index()

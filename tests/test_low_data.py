@@ -5,7 +5,7 @@ import pytest
 from conftest import tiny_chain, tiny_task
 
 from subtuning_lab.greedy import greedy_subtuning
-from subtuning_lab.low_data import low_data, summarize_repeats
+from subtuning_lab.low_data import low_data, method_differences, summarize_repeats
 from subtuning_lab.recipe import Recipe, recipe_grid
 from subtuning_lab.records import Records
 from subtuning_lab.study import Study
@@ -49,6 +49,27 @@ def test_summaries_are_over_repetitions(run):
     own = table[(table["train_size"] == 12) & (table["method"] == "greedy")]["test_accuracy"]
     assert summary.loc[(12, "greedy"), ["accuracy", "std", "n"]].tolist() == pytest.approx([own.mean(), own.std(), 2])
     assert isinstance(summary, pd.DataFrame) and len(summary) == 2 * len(METHODS)
+
+
+def test_differences_are_paired_by_repetition():
+    """By hand: the methods vary a lot together, their difference little."""
+    own = {
+        ("a", 20): (0.9, 0.3, 0.6),
+        ("b", 20): (0.8, 0.2, 0.4),
+        ("a", 50): (0.7, 0.7, 0.7),
+        ("b", 50): (0.8, 0.8, 0.8),
+    }
+    rows = [(size, i, name, value) for (name, size), values in own.items() for i, value in enumerate(values)]
+    table = pd.DataFrame(rows, columns=["train_size", "repeat", "method", "test_accuracy"])
+    small, large = method_differences(table.sample(frac=1, random_state=0), "a", "b").to_dict("records")
+    assert small["train_size"] == 20 and small["n"] == 3
+    assert small["difference"] == pytest.approx((0.1 + 0.1 + 0.2) / 3)
+    assert small["std"] == pytest.approx(0.1 / 3**0.5) and small["error"] == pytest.approx(0.1 / 3)
+    assert large["difference"] == pytest.approx(-0.1) and large["error"] == pytest.approx(0.0, abs=1e-12)
+    with pytest.raises(ValueError, match="no method 'c'.*a, b"):
+        method_differences(table, "a", "c")
+    with pytest.raises(ValueError, match="same sizes and repetitions"):
+        method_differences(table.iloc[1:], "a", "b")
 
 
 def test_bad_sizes_are_named():
