@@ -59,7 +59,7 @@ def main() -> None:
     sizes = [int(size) for size in given.sizes.split(",")]
     print(machine_line())
     for last in range(1, len(sizes) + 1):  # what is in the records is read
-        table = lab.low_data(
+        table = lab.low_data_curves(
             backbone, task, sizes[:last], recipes, methods, max_window=given.max_window, draws=2, **how
         )
         summary = lab.summarize_repeats(table)

@@ -137,9 +137,16 @@ def _write_values(ax: Axes, table: pd.DataFrame, names: Sequence[str], end: floa
     values = table.drop_duplicates("bound").set_index("bound")
     for place, name in enumerate(names):
         value = values.loc[name, "value"]
-        says = f" {value:.3g}" + (" (vacuous)" if values.loc[name, "vacuous"] else "")
-        cut, white = " ..." if value > end else "", {"fc": "white", "ec": "none", "pad": 0.5}  # the line lies behind it
-        ax.text(min(value, end), place, cut + says, va="center", fontsize=9, bbox=white)
+        says = f"{value:.3g}" + (" (vacuous)" if values.loc[name, "vacuous"] else "")
+        ax.annotate(
+            ("... " if value > end else "") + says,
+            (min(value, end), place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            bbox={"fc": "white", "ec": "none", "pad": 0.5},  # so that the line at 1 does not cross the digits
+        )
 
 
 def _measured(table: pd.DataFrame) -> str:

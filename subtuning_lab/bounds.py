@@ -1,6 +1,6 @@
 """What a generalization bound is, the paper's rates, prices of selection, and the test set's bound. No torch.
 
-`pac_bayes` has the bounds of the training set whose constants are all known.
+`rademacher` and `pac_bayes` have the bounds of the training set whose constants are all known.
 """
 
 from __future__ import annotations

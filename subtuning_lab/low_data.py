@@ -20,7 +20,7 @@ from subtuning_lab.tasks import Task
 GREEDY, BEST_WINDOW = "greedy", "best window"
 
 
-def low_data(
+def low_data_curves(
     backbone: Chain,
     task: Task,
     sizes: Sequence[int],
@@ -79,7 +79,7 @@ def summarize_repeats(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over repetitions per size and method.
 
     Args:
-        table: of `low_data`.
+        table: of `low_data_curves`.
 
     Returns:
         `train_size`, `method`, `accuracy` and `std` (on the test split), `n` (repetitions), `fold_accuracy`, `params`,
@@ -103,7 +103,7 @@ def method_differences(table: pd.DataFrame, method: str, other: str) -> pd.DataF
     """How far one method is ahead of another per size, paired: in a repetition both see the same images and seed.
 
     Args:
-        table: of `low_data`.
+        table: of `low_data_curves`.
         method, other: names of methods in it.
 
     Returns:

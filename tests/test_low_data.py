@@ -5,7 +5,7 @@ import pytest
 from conftest import tiny_chain, tiny_task
 
 from subtuning_lab.greedy import greedy_subtuning
-from subtuning_lab.low_data import low_data, method_differences, summarize_repeats
+from subtuning_lab.low_data import low_data_curves, method_differences, summarize_repeats
 from subtuning_lab.recipe import Recipe, recipe_grid
 from subtuning_lab.records import Records
 from subtuning_lab.study import Study
@@ -18,7 +18,7 @@ METHODS = ["linear probing", "full finetuning", "random subset of the same size"
 def run():
     store, task = Records(":memory:"), tiny_task(48)
     options = {"folds": 2, "repeats": 2, "max_blocks": 2, "max_window": 2, "draws": 2, "progress": False}
-    return task, store, low_data(tiny_chain(), task, [12, 24], RECIPES, METHODS, records=store, **options)
+    return task, store, low_data_curves(tiny_chain(), task, [12, 24], RECIPES, METHODS, records=store, **options)
 
 
 def test_there_is_a_row_for_each_size_repetition_and_method(run):
@@ -74,6 +74,6 @@ def test_differences_are_paired_by_repetition():
 
 def test_bad_sizes_are_named():
     with pytest.raises(ValueError, match="train_size"):
-        low_data(tiny_chain(), tiny_task(), [2], RECIPES, METHODS, progress=False)
+        low_data_curves(tiny_chain(), tiny_task(), [2], RECIPES, METHODS, progress=False)
     with pytest.raises(ValueError, match="repeats"):
-        low_data(tiny_chain(), tiny_task(), [12], RECIPES, METHODS, repeats=0, progress=False)
+        low_data_curves(tiny_chain(), tiny_task(), [12], RECIPES, METHODS, repeats=0, progress=False)

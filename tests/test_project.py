@@ -14,6 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import subtuning_lab as lab
 from subtuning_lab.cli import app
 from subtuning_lab.presets import check_parameters, declared_parameters
 
@@ -109,6 +110,12 @@ def test_public_names_are_documented(path):
         node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
     ]
     assert not [node.name for node in public if not ast.get_docstring(node)]
+
+
+def test_public_names_are_there_and_none_is_a_modules():
+    """A name that a module has, too, would mean the module as soon as that is imported."""
+    assert not set(lab.__all__) & {path.stem for path in MODULES}
+    assert all(getattr(lab, name).__module__.startswith("subtuning_lab.") for name in lab.__all__)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
