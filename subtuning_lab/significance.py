@@ -73,13 +73,14 @@ def corrected_p(differences: np.ndarray, overlap: float) -> float:
         overlap: validation images per training image of a fold; 0 gives the usual paired t test.
 
     Returns:
-        Where all differences are equal, the limit of the t test: 0 if they are positive, else 1.
+        Where all differences are equal there is no variance to go by: then the sign test's, 2^-n if they are positive,
+        else 1.
     """
     differences = np.round(np.asarray(differences, dtype=float), 12)  # rounding is no variance
     if differences.ndim != 1 or len(differences) < 2 or not np.isfinite(differences).all():
         raise ValueError(f"a paired test needs at least 2 finite differences, got {differences}")
     if np.ptp(differences) == 0:
-        return 0.0 if differences[0] > 0 else 1.0
+        return 0.5 ** len(differences) if differences[0] > 0 else 1.0
     error = differences.std(ddof=1) * math.sqrt(1 / len(differences) + overlap)
     return float(stats.t.sf(differences.mean() / error, len(differences) - 1))
 
