@@ -182,15 +182,15 @@ def rank_correlations(
 
 def _correlation(pairs: list[np.ndarray], resamples: int, confidence: float, seed: int) -> tuple[float, ...]:
     """Mean over studies of Spearman's rho with a bootstrap interval, and of Kendall's tau-b; number of subsets."""
-    random, n, found = np.random.default_rng(seed), sum(map(len, pairs)), np.mean([float(_rho(own)) for own in pairs])
+    random, n, found = np.random.default_rng(seed), sum(map(len, pairs)), np.mean([float(spearman(own)) for own in pairs])
     if not np.isfinite(found):
         return math.nan, math.nan, math.nan, math.nan, n
-    drawn = np.mean([_rho(own[random.integers(len(own), size=(resamples, len(own)))]) for own in pairs], axis=0)
+    drawn = np.mean([spearman(own[random.integers(len(own), size=(resamples, len(own)))]) for own in pairs], axis=0)
     low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     return found, low, high, np.mean([stats.kendalltau(*own.T).statistic for own in pairs]), n
 
 
-def _rho(pairs: np.ndarray) -> np.ndarray:
+def spearman(pairs: np.ndarray) -> np.ndarray:
     """Spearman's rank correlations of pairs (..., n, 2); missing where a column is constant, or n below 3."""
     ranks = stats.rankdata(pairs, axis=-2)
     x, y = np.moveaxis(ranks - ranks.mean(-2, keepdims=True), -1, 0)
@@ -209,6 +209,8 @@ def _check_call(study: Study, subsets: Mapping[str, Blocks]) -> dict[str, tuple[
         raise ValueError('recipes have bn="batch"; a bound needs bn="frozen": study.variant(bn="frozen")')
     if any(recipe.siamese for recipe in study.recipes):
         raise ValueError("recipes are Siamese; a bound is there for plain tasks only")
+    if any(recipe.head_depth > 1 for recipe in study.recipes):
+        raise ValueError("recipes have head_depth above 1; a bound is there for linear readouts only")
     return {label: in_order(study.backbone, blocks) for label, blocks in subsets.items()}
 
 

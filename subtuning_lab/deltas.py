@@ -14,6 +14,8 @@ from torch import nn
 
 from subtuning_lab.augmentation import resize_to
 from subtuning_lab.chain import Chain, in_order, set_trainable, subset_of
+from subtuning_lab.checks import check_number
+from subtuning_lab.readouts import empty_readout
 from subtuning_lab.task_files import STORED_DTYPES, Weights, read_task, stored, write_task
 from subtuning_lab.tasks import Split
 from subtuning_lab.tuning import put_parts
@@ -26,12 +28,14 @@ class TunedTask:
     Args:
         backbone: the chain that they belong to, unchanged.
         blocks: names of the tuned parts.
-        weights: part name -> tensors, buffers too, and "head" -> weight (classes, num_features) and bias (classes,).
+        weights: part name -> tensors, buffers too, and "head" -> weight (classes, num_features) and bias (classes,); a
+            deeper readout's are those of its layers, "0.weight" and so on.
         classes: class names; logit i means classes[i].
         image_size: side in pixels that images are resized to; None takes them as they are.
         provenance: task, recipe and library versions, as plain values.
         siamese: the readout sees the frozen features, then the tuned ones; its weight is (classes, 2 num_features).
         scores: name -> finite number, e.g. {"test accuracy": 0.91, "n": 500}; accuracies in [0, 1].
+        head_depth: linear layers of the readout.
 
     Raises:
         TypeError: a backbone that is no Chain, or scores that are no numbers.
@@ -46,20 +50,23 @@ class TunedTask:
     provenance: dict[str, object] = field(default_factory=dict, repr=False)
     siamese: bool = False
     scores: dict[str, float] = field(default_factory=dict)
+    head_depth: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.backbone, Chain):
             raise TypeError(f"backbone is a {type(self.backbone).__name__}; it must be a Chain")
+        check_number("head_depth", self.head_depth, 1)
         _check_scores(self.scores)
         _check_complete(self)
 
     def __str__(self) -> str:
         """What it is and how good, in one line."""
-        names = in_order(self.backbone, self.blocks)
+        names, kind = in_order(self.backbone, self.blocks), "Siamese " if self.siamese else ""
+        kind += f"{self.head_depth}-layer " if self.head_depth > 1 else ""
         scores = ", ".join(f"{name} {show_score(value)}" for name, value in self.scores.items())
         return (
             f"{self.provenance.get('task', 'a task')} on {self.backbone.name}: {', '.join(names) or 'no block'} tuned, "
-            f"{'Siamese ' if self.siamese else ''}readout of {len(self.classes)} classes; {scores or 'no scores'}"
+            f"{kind}readout of {len(self.classes)} classes; {scores or 'no scores'}"
         )
 
     def network(self) -> nn.Module:
@@ -72,7 +79,7 @@ class TunedTask:
         chain = _frozen_copy(self.backbone)
         for name in self.blocks:
             chain.part(name).load_state_dict(self.weights[name])
-        head = nn.utils.skip_init(nn.Linear, (1 + self.siamese) * chain.num_features, len(self.classes))
+        head = self.empty_head()
         head.load_state_dict(self.weights["head"])
         head = head.to(chain.mean).requires_grad_(False)
         if not self.siamese:
@@ -80,6 +87,10 @@ class TunedTask:
         frozen = _frozen_copy(self.backbone)
         put_parts(chain, {name: frozen.part(name) for name in chain.part_names if name not in self.blocks})
         return _SiameseNetwork(chain, head, self.image_size, frozen, _first_tuned(chain, self.blocks)).eval()
+
+    def empty_head(self, device: str = "cpu") -> nn.Module:
+        """A readout like this task's, features to logits, whose weights are not set yet."""
+        return empty_readout(self.backbone.num_features, len(self.classes), self.head_depth, self.siamese, device)
 
     def predict(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
         """Class probabilities (n, classes) of images (n, 3, height, width), uint8 or float in [0, 1]."""
@@ -138,6 +149,7 @@ class TunedTask:
             "classes": list(self.classes),
             "image_size": self.image_size,
             "siamese": self.siamese,
+            "head_depth": self.head_depth,
             "dtype": dtype,
             "scores": self.scores,
             "provenance": self.provenance,
@@ -171,6 +183,7 @@ def load_tuned(path: str | Path, backbone: Chain) -> TunedTask:
             header["provenance"],
             header["siamese"],
             header["scores"],
+            header["head_depth"],
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} doesn't fit: {error}") from error
@@ -184,7 +197,7 @@ def show_score(value: float) -> str:
 class _TaskNetwork(nn.Module):
     """Images in [0, 1] or uint8 to logits."""
 
-    def __init__(self, backbone: Chain, head: nn.Linear, image_size: int | None):
+    def __init__(self, backbone: Chain, head: nn.Module, image_size: int | None):
         super().__init__()
         self.backbone, self.head, self.image_size = backbone, head, image_size
 
@@ -199,7 +212,7 @@ class _TaskNetwork(nn.Module):
 class _SiameseNetwork(_TaskNetwork):
     """The frozen features beside the tuned ones; parts before the first tuned one run once for both."""
 
-    def __init__(self, backbone: Chain, head: nn.Linear, image_size: int | None, frozen: Chain, fork: int):
+    def __init__(self, backbone: Chain, head: nn.Module, image_size: int | None, frozen: Chain, fork: int):
         super().__init__(backbone, head, image_size)
         self.frozen, self.fork = frozen, fork
 
@@ -262,13 +275,9 @@ def _check_scores(scores: Mapping[str, float]) -> None:
 
 def _check_complete(task: TunedTask) -> None:
     """Raises ValueError unless there is every tensor of the tuned parts and the readout, in its shape and dtype."""
-    base, n_classes = task.backbone, len(task.classes)
+    base = task.backbone
     expected = {name: _kinds(base.part(name).state_dict()) for name in subset_of(base, task.blocks)}
-    dtype = _dtype_name(base.mean.dtype)
-    expected["head"] = {
-        "weight": f"{(n_classes, (1 + task.siamese) * base.num_features)} {dtype}",
-        "bias": f"{(n_classes,)} {dtype}",
-    }
+    expected["head"] = _kinds(task.empty_head("meta").to(base.mean.dtype).state_dict())
     for name in sorted(expected.keys() | task.weights.keys()):
         wanted, given = expected.get(name, {}), _kinds(task.weights.get(name, {}))
         wrong = sorted(key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key))

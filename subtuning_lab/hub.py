@@ -137,7 +137,8 @@ def model_card(tuned: TunedTask, repo_id: str, file_bytes: int) -> str:
         "training images": tuned.provenance.get("n_train", "not recorded"),
         "backbone": f"{tuned.backbone.name}, fingerprint {tuned.backbone.fingerprint[:12]}",
         "tuned blocks": ", ".join(blocks) or "none (linear probing)",
-        "readout": "frozen and tuned features (Siamese)" if tuned.siamese else "tuned features",
+        "readout": ("frozen and tuned features (Siamese)" if tuned.siamese else "tuned features")
+        + (f", {tuned.head_depth} layers" if tuned.head_depth > 1 else ""),
         "image size": f"{tuned.image_size} pixels" if tuned.image_size else "as the images are",
         "size": f"{file_bytes:,} bytes; the whole backbone takes {tuned.size_table()['backbone_bytes'].sum():,}",
         **{name: show_score(value) for name, value in tuned.scores.items()},

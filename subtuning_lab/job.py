@@ -14,6 +14,7 @@ from torch import nn
 
 from subtuning_lab.augmentation import augment, resize_to, seeded
 from subtuning_lab.chain import Chain
+from subtuning_lab.readouts import empty_readout, fill_readout
 from subtuning_lab.recipe import Recipe, lr_factor
 from subtuning_lab.tasks import Split
 
@@ -83,23 +84,16 @@ class Job:
             views = resize_to(images.to(self.backbone.mean.dtype) / 255, self.recipe.image_size)
             yield fast_layout(self.backbone.normalize(views)), self.validation.labels[rows].to(self.device)
 
-    def new_head(self, start: Start | None = None, siamese: bool = False) -> nn.Linear:
+    def new_head(self, depth: int = 1, siamese: bool = False, start: Start | None = None) -> nn.Module:
         """A readout that starts at the same random weights for every candidate of a seed, or at given ones.
 
         Args:
-            start: weight (classes, num_features) and bias (classes,) to start from.
-            siamese: whether it sees the frozen features beside the tuned ones. These are equal before training, so
-                that each half of a given start does half of its work.
+            depth: number of its linear layers.
+            siamese: whether it sees the frozen features beside the tuned ones.
+            start: weights by tensor name, of a readout as deep that saw the features once.
         """
-        halves = 2 if siamese else 1
-        head = nn.utils.skip_init(nn.Linear, halves * self.backbone.num_features, self.num_classes)
-        bound, generator = head.in_features**-0.5, seeded(self.seed, _HEAD)
-        with torch.no_grad():
-            for parameter in head.parameters():
-                parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * bound)
-            if start is not None:
-                head.weight.copy_(start["weight"].repeat(1, halves) / halves)
-                head.bias.copy_(start["bias"])
+        head = empty_readout(self.backbone.num_features, self.num_classes, depth, siamese)
+        fill_readout(head, seeded(self.seed, _HEAD), start)
         return head.to(self.device, self.backbone.mean.dtype)
 
     def autocast(self) -> AbstractContextManager:
@@ -171,7 +165,7 @@ def validation_scores(
 
 
 def parameter_groups(
-    parts: Mapping[int, nn.Module], depth: int, head: nn.Linear, recipe: Recipe
+    parts: Mapping[int, nn.Module], depth: int, head: nn.Module, recipe: Recipe
 ) -> list[dict[str, object]]:
     """The optimizer's groups for one candidate: its readout, and what it trains of its parts.
 

@@ -25,7 +25,7 @@ class Candidate(nn.Module):
         seed: of what is new in the tuned parts.
     """
 
-    def __init__(self, backbone: Chain, subset: frozenset[str], head: nn.Linear, recipe: Recipe, seed: int = 0):
+    def __init__(self, backbone: Chain, subset: frozenset[str], head: nn.Module, recipe: Recipe, seed: int = 0):
         super().__init__()
         self.subset = subset_of(backbone, subset)
         self.positions = {name: i for i, name in enumerate(backbone.part_names) if name in self.subset}

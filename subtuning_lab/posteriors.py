@@ -39,7 +39,7 @@ def readout_start(tuned: TunedTask) -> Start:
     nothing = Split(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
     job = Job(tuned.backbone, nothing, None, recipe, len(tuned.classes), seed, lambda trained: None)
     source = tuned.backbone.source_head.state_dict() if recipe.head_start == "source" else None
-    return {key: tensor.detach().cpu() for key, tensor in job.new_head(source).state_dict().items()}
+    return {key: tensor.detach().cpu() for key, tensor in job.new_head(start=source).state_dict().items()}
 
 
 def noisy_bound(
@@ -153,10 +153,12 @@ def posterior_errors(
         seed: of noise and images.
 
     Raises:
-        ValueError: numbers out of range, or a Siamese task.
+        ValueError: numbers out of range, a Siamese task, or a readout of several layers.
     """
     if tuned.siamese:
         raise ValueError("the task is Siamese; noise is there for plain tasks only")
+    if tuned.head_depth > 1:
+        raise ValueError(f"the task's head_depth is {tuned.head_depth}; noise is there for linear readouts only")
     for sigma in as_numbers("sigmas", sigmas, low=0.0):
         check_real("sigma", sigma, low=0.0)
     for sigma in as_numbers("head_sigmas", head_sigmas):

@@ -18,6 +18,7 @@ PARAMS: tuple[str, ...] = ("all", "bias", "norm")
 ADAPTERS: tuple[str | None, ...] = (None, "lora", "ia3", "ln_tuning")
 LR_SCALINGS: tuple[str, ...] = ("none", "rgn")
 HEAD_STARTS: tuple[str, ...] = ("random", "probe", "source")
+INITS: tuple[str, ...] = ("pretrained", "random")
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,14 @@ class Recipe:
         head_start: "random" for a new readout; "probe" for one that linear probing has trained at `head_lr`, tuned
             further at `lr` (LP-FT); "source" for the pretrained one, where the classes are the same.
         siamese: the readout sees the frozen features beside the tuned ones.
+        init: where tuned blocks start: at their "pretrained" weights, or at "random" ones of a new network.
+        head_depth: linear layers of the readout, ReLU between them; hidden ones are as wide as the features.
 
     Raises:
         ValueError: a value out of its range, by name.
 
-    Source: PAPER "SubTuning"; the last seven are the baselines' (BitFit, LoRA, IA3, layer-wise decay, surgical
-        finetuning's Auto-RGN, LP-FT) and the paper's Siamese ablation.
+    Source: PAPER "SubTuning"; from `params` on they are the baselines' (BitFit, LoRA, IA3, layer-wise decay, surgical
+        finetuning's Auto-RGN, LP-FT) and the ablations' (Siamese readout, re-initialized blocks).
     """
 
     epochs: int = 20
@@ -75,9 +78,11 @@ class Recipe:
     lr_scaling: str = "none"
     head_start: str = "random"
     siamese: bool = False
+    init: str = "pretrained"
+    head_depth: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "image_size", "patience", "rank"):
+        for name in ("epochs", "batch_size", "image_size", "patience", "rank", "head_depth"):
             _check_count(name, getattr(self, name), optional=name in ("image_size", "patience"))
         for name in ("lr", "head_lr"):
             _check_real(name, getattr(self, name), low=0.0, open_low=True, optional=name == "head_lr")
@@ -92,6 +97,10 @@ class Recipe:
         if self.adapter is not None and self.params != "all":
             raise ValueError(
                 f'params is {self.params!r} beside adapter {self.adapter!r}; an adapter needs params="all"'
+            )
+        if self.head_start == "source" and self.head_depth > 1:
+            raise ValueError(
+                f'head_depth is {self.head_depth} beside head_start "source", which is one linear layer; it must be 1'
             )
         check_bn(self.bn)
         check_augmentation(self.augment)
@@ -155,7 +164,7 @@ def lr_factor(step: int, total: int, warmup: float) -> float:
 
 
 _DEFAULTS = {field.name: field.default for field in fields(Recipe)}
-_OF_TUNED_BLOCKS = ("params", "adapter", "rank", "lr_decay", "lr_scaling", "siamese")
+_OF_TUNED_BLOCKS = ("params", "adapter", "rank", "lr_decay", "lr_scaling", "siamese", "init")
 _CHOICES = {
     "precision": PRECISIONS,
     "params": PARAMS,
@@ -163,6 +172,7 @@ _CHOICES = {
     "lr_scaling": LR_SCALINGS,
     "head_start": HEAD_STARTS,
     "siamese": (False, True),
+    "init": INITS,
 }
 
 

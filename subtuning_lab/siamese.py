@@ -159,10 +159,8 @@ def _examine(backbone: Chain, parts: list[nn.Module], image_size: int | None) ->
     return frozenset(in_place)
 
 
-def _head(task: TunedTask, backbone: Chain) -> nn.Linear:
-    width = backbone.num_features * (2 if task.siamese else 1)
-    head = nn.utils.skip_init(nn.Linear, width, len(task.classes)).to(backbone.mean).requires_grad_(False)
-    return _filled(head, task.weights["head"])
+def _head(task: TunedTask, backbone: Chain) -> nn.Module:
+    return _filled(task.empty_head().to(backbone.mean).requires_grad_(False), task.weights["head"])
 
 
 def _filled(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:

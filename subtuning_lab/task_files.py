@@ -19,7 +19,7 @@ from subtuning_lab.fingerprints import hash_tensor
 
 Weights = Mapping[str, Mapping[str, torch.Tensor]]
 
-FORMAT = "subtuning-lab tuned task 2"
+FORMAT = "subtuning-lab tuned task 3"
 HEADER: dict[str, type] = {
     "base": str,
     "base_name": str,
@@ -30,6 +30,7 @@ HEADER: dict[str, type] = {
     "classes": list,
     "image_size": int | None,
     "siamese": bool,
+    "head_depth": int,
     "dtype": str | None,
     "scores": dict,
     "provenance": dict,

@@ -164,7 +164,8 @@ def _fit_alone(job: Job, own: Work) -> Fit:
     start, recipe = time.perf_counter(), own.recipe
     tuned = tune_parts(job.backbone, own.blocks, recipe, job.seed)
     network = put_parts(set_trainable(copy.deepcopy(job.backbone), own.blocks, recipe.bn), tuned)
-    candidate = nn.ModuleDict({"backbone": fast_layout(network), "head": job.new_head(own.start, own.is_siamese)})
+    head = job.new_head(recipe.head_depth, own.is_siamese, own.start)
+    candidate = nn.ModuleDict({"backbone": fast_layout(network), "head": head})
     positions = {network.part_names.index(name): part for name, part in tuned.items()}
     optimizer = job.optimizer(parameter_groups(positions, len(network.parts) - 1, candidate["head"], recipe))
 
@@ -222,7 +223,7 @@ def _fit_passes(job: Job, work: list[Work], fold: bool, memory_limit: int | None
 def _fit_pass(job: Job, shared: SharedForward, work: list[Work]) -> list[Fit]:
     """Trains the candidates of one pass in step with each other."""
     start, depth = time.perf_counter(), len(job.backbone.parts) - 1
-    heads = [job.new_head(own.start, own.is_siamese) for own in work]
+    heads = [job.new_head(own.recipe.head_depth, own.is_siamese, own.start) for own in work]
     candidates = [
         fast_layout(Candidate(job.backbone, own.blocks, head, own.recipe, job.seed))
         for own, head in zip(work, heads, strict=True)

@@ -14,7 +14,7 @@ from subtuning_lab.augmentation import seeded
 from subtuning_lab.chain import Chain, subset_of
 from subtuning_lab.recipe import Recipe
 
-_ADAPTER = 3  # a stream of chance, beside those of a job
+_ADAPTER, _WEIGHTS = 3, 4  # streams of chance, beside those of a job
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -23,13 +23,16 @@ def tune(part: nn.Module, recipe: Recipe, seed: int = 0, position: int = 0) -> n
 
     Args:
         part: stem, block or tail of a chain.
-        recipe: `params`, `adapter` and `rank` matter here.
-        seed, position: of an adapter's random start.
+        recipe: `params`, `adapter`, `rank` and `init` matter here.
+        seed, position: of an adapter's and of new weights' random start.
 
     Raises:
         ImportError: an adapter without the extra `peft`.
+        ValueError: weights that can't be made anew.
     """
     part = copy.deepcopy(part).requires_grad_(False)
+    if recipe.init == "random":
+        _reset(part, _start_seed(seed, _WEIGHTS, position))
     if recipe.adapter is not None:
         return _with_adapter(part, recipe, seed, position)
     for parameter in _chosen(part, recipe.params):
@@ -78,12 +81,34 @@ def _chosen(part: nn.Module, params: str) -> list[nn.Parameter]:
     return list(part.parameters())
 
 
+def _start_seed(seed: int, stream: int, position: int) -> int:
+    return int(torch.randint(2**62, (), generator=seeded(seed, stream, position)))
+
+
+def _reset(part: nn.Module, seed: int) -> None:
+    """Makes a part's weights and statistics anew, in place, as its modules do when they are built."""
+    first = next(part.parameters(), None)
+    if first is None:
+        return
+    device = first.device
+    part.cpu()  # where the random numbers are the same for every device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, module in part.named_modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            elif [*module.parameters(recurse=False)]:
+                kind = type(module).__name__
+                raise ValueError(f'init is "random", but {name or "the part"} ({kind}) has no way to start anew')
+    part.to(device)
+
+
 def _with_adapter(part: nn.Module, recipe: Recipe, seed: int, position: int) -> nn.Module:
     config = _adapter_config(recipe, _Adapted(part))
     if config is None:
         return part
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=seeded(seed, _ADAPTER, position))))
+        torch.manual_seed(_start_seed(seed, _ADAPTER, position))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Unsupported layer type")  # of timm's own kinds of LayerNorm
             return peft().inject_adapter_in_model(config, _Adapted(part))

@@ -334,7 +334,7 @@ def rewrite(path, change, sign=True):
 EDITS = {
     "no header": (lambda t, h: h.clear(), "holds no tuned task"),
     "another format": (lambda t, h: h.update(format="x"), "'x'"),
-    "the format before": (lambda t, h: h.update(format="subtuning-lab tuned task 1"), "tuned task 1', not .*task 2"),
+    "the format before": (lambda t, h: h.update(format="subtuning-lab tuned task 1"), "tuned task 1', not .*task 3"),
     "no base": (lambda t, h: h.pop("base"), "lacks base"),
     "no classes": (lambda t, h: h.pop("classes"), "lacks classes"),
     "no checksum": (lambda t, h: h.pop("sha256"), "lacks sha256"),

@@ -29,6 +29,9 @@ VARIANTS = {
     "source": {"head_start": "source"},
     "siamese": {"siamese": True},
     "siamese from a probe": {"siamese": True, "head_start": "probe"},
+    "re-initialized": {"init": "random"},
+    "deep readout": {"head_depth": 2},
+    "deep Siamese readout from a probe": {"head_depth": 2, "siamese": True, "head_start": "probe"},
     "everything": {"params": "norm", "lr_decay": 0.7, "lr_scaling": "rgn", "head_start": "probe", "siamese": True},
 }
 SUBSETS = [("block1",), ("block1", "block3"), ("block3", "tail"), (), "all"]
@@ -131,6 +134,24 @@ def test_an_adapter_starts_the_same_whatever_else_was_drawn():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_re_initialized_parts_are_as_new_and_the_same_for_every_call():
+    part = Residual(6)
+    randomize_norms(part)
+    first, again, other = (tune(part, Recipe(init="random"), seed=seed) for seed in (1, 1, 2))
+    own = first.conv.weight.detach()
+    assert torch.equal(own, again.conv.weight) and not torch.equal(own, other.conv.weight)
+    assert not torch.equal(own, part.conv.weight) and own.abs().max() <= (6 * 9) ** -0.5  # torch's bound for a new one
+    assert first.bn.running_mean.eq(0).all() and first.bn.running_var.eq(1).all() and first.bn.weight.eq(1).all()
+    assert first.conv.weight.requires_grad
+
+
+def test_parts_that_have_no_way_to_start_anew_are_refused():
+    part = Residual(6)
+    part.gamma = nn.Parameter(torch.ones(6))
+    with pytest.raises(ValueError, match=r'init is "random", but the part \(Residual\) has no way to start anew'):
+        tune(part, Recipe(init="random"))
+
+
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r'pip install "subtuning-lab\[peft\]"'):
@@ -226,11 +247,11 @@ def test_a_siamese_readout_sees_frozen_features_that_cannot_drift():
 
 
 def test_without_tuned_blocks_the_recipe_is_that_of_linear_probing():
-    plain = fit([()], RECIPE.for_probing())[0]
+    plain = {depth: fit([()], replace(RECIPE, head_depth=depth).for_probing())[0] for depth in (1, 2)}
     for changes in VARIANTS.values():
         if changes.get("head_start") != "source":
             (own,) = fit([()], replace(RECIPE, **changes).for_probing())
-            assert torch.equal(own.losses, plain.losses)
+            assert torch.equal(own.losses, plain[changes.get("head_depth", 1)].losses)
 
 
 def test_parts_are_put_in_place_by_name():
