@@ -6,6 +6,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "active": "active_learning strategy_differences summarize_queries",
     "backbones": "backbone_names load_backbone",
     "baselines": "compare_methods grid_caption method_names random_subsets",
     "bounds": "Bound bound_table full_finetuning_bound geometric_grid selection_price subtuning_bound test_set_bound",
@@ -25,6 +26,7 @@ _PUBLIC = {
     "pac_bayes": "pac_bayes_bound",
     "plots": "plot_network plot_pairs plot_profile",
     "profiles": "Profile finetuning_profile pair_profile",
+    "queries": "query_images strategy_names",
     "racing": "Halving Race",
     "rademacher": "rademacher_bound ramp_error",
     "recipe": "Recipe recipe_grid",

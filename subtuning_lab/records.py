@@ -107,6 +107,25 @@ class Records:
         with self._connection() as connection:
             return connection.execute(f"SELECT count(*) FROM test_uses{where}", values).fetchone()[0]
 
+    def get_choice(self, key: str) -> dict[str, object] | None:
+        """What was noted under a key with `put_choice`, None if nothing."""
+        with self._connection() as connection:
+            row = connection.execute("SELECT chosen FROM choices WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row["chosen"])
+
+    def put_choice(self, key: str, chosen: Mapping[str, object], determined_by: Mapping[str, object]) -> None:
+        """Notes what a trained network chose, such as images to label; a key that is there already keeps its row.
+
+        Args:
+            key: `record_key` of what determines it.
+            chosen, determined_by: plain values, stored as JSON.
+        """
+        values = (key, json.dumps(chosen, sort_keys=True), json.dumps(determined_by, sort_keys=True))
+        with self._connection() as connection, connection:
+            connection.execute(
+                "INSERT INTO choices (key, chosen, determined_by) VALUES (?, ?, ?) ON CONFLICT (key) DO NOTHING", values
+            )
+
     def table(self) -> pd.DataFrame:
         """All rows, oldest first."""
         with self._connection() as connection:
@@ -125,6 +144,11 @@ class Records:
                         "created TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now')))"
                     )
                     connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+                connection.execute(  # stores of earlier releases lack it, and these read stores that have it
+                    "CREATE TABLE IF NOT EXISTS choices (key TEXT PRIMARY KEY, chosen TEXT NOT NULL, "
+                    "determined_by TEXT NOT NULL, "
+                    "created TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now')))"
+                )
             _use_write_ahead_log(connection)
 
     def _is_made(self, connection: sqlite3.Connection) -> bool:

@@ -33,7 +33,7 @@ FLOORS = {
     " task_files training tuning",
     "lab": "scorebook study study_checks trainer trials",
     "search": "greedy profiles racing search significance",
-    "studies": "active baselines bound_study criteria head2toe low_data posteriors pruning robustness vtab",
+    "studies": "active baselines bound_study criteria head2toe low_data posteriors pruning queries robustness vtab",
     "pictures": "bound_plots comparison_plots merge_plots plots",
     "face": "block_panels bound_panels cli cli_bound cli_merge cli_search console controls curve_panels merge_panels"
     " pages panels presets report reproduce search_panels",

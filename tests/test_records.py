@@ -292,3 +292,15 @@ def test_a_training_that_diverges_is_recorded_with_its_missing_loss(tmp_path):
     again = study.scores([["block1"]])
     assert again.equals(table)
     assert torch.isfinite(torch.tensor(table["accuracy"].to_numpy())).all()
+
+
+def test_choices_come_back_and_keep_their_first_value(tmp_path):
+    """Also in a store that an earlier release made, without their table."""
+    Records(tmp_path / "r.sqlite").put([ROW])
+    with sqlite3.connect(tmp_path / "r.sqlite") as connection:
+        connection.execute("DROP TABLE choices")
+    records = Records(tmp_path / "r.sqlite")
+    assert records.get_choice("q") is None
+    records.put_choice("q", {"images": [5, 2]}, {"seed": 0})
+    records.put_choice("q", {"images": [1]}, {"seed": 0})
+    assert Records(tmp_path / "r.sqlite").get_choice("q") == {"images": [5, 2]} and len(records.table()) == 1
