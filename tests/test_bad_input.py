@@ -140,7 +140,7 @@ CALLS = {
     # tasks
     "unknown task": (lambda c: lab.load_task("digitz"), ValueError, "digitz.*digits"),
     "no folder": (lambda c: lab.load_task(f"folder:{c.missing('none')}"), FileNotFoundError, "none"),
-    "unknown corruption": (lambda c: lab.load_task("digits+snow@3"), ValueError, "snow.*gaussian_noise"),
+    "unknown corruption": (lambda c: lab.load_task("digits+rain@3"), ValueError, "rain.*gaussian_noise"),
     "severity 6": (lambda c: lab.load_task("digits+gaussian_noise@6"), ValueError, "6"),
     "size as text": (lambda c: lab.load_task("digits", train_size="many"), TypeError, "train_size.*'many'"),
     "fewer images than classes": (lambda c: lab.load_task("digits", train_size=5, progress=False), ValueError, "5"),

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from subtuning_lab.corruptions import corrupt, corruption_names
+from subtuning_lab.corruptions import (
+    COMMON_CORRUPTIONS,
+    CORRUPTION_FAMILIES,
+    EXTRA_CORRUPTIONS,
+    corrupt,
+    corruption_names,
+)
 
 SMALL, LARGE = 32, 80  # pixels: CIFAR-10-C's and ImageNet-C's parameters
 # As published: (CIFAR-10-C, ImageNet-C) at severity 1 to 5.
@@ -44,8 +50,12 @@ def unit(images: torch.Tensor) -> np.ndarray:
     return (images.double().numpy() + 0.5) / 255
 
 
-def test_all_seven_are_offered():
-    assert set(corruption_names()) == set(SCALE)
+def test_all_nineteen_are_offered_in_four_families():
+    assert corruption_names() == COMMON_CORRUPTIONS + EXTRA_CORRUPTIONS
+    assert (len(COMMON_CORRUPTIONS), len(EXTRA_CORRUPTIONS)) == (15, 4)
+    members = [name for family in CORRUPTION_FAMILIES.values() for name in family]
+    assert sorted(members) == sorted(corruption_names())
+    assert [family[-1] for family in CORRUPTION_FAMILIES.values()] == list(EXTRA_CORRUPTIONS)
 
 
 def clipped_normal_std(scale: float, low: float, high: float) -> float:

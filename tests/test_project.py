@@ -26,15 +26,16 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # A module imports from its own floor or from one above it in this list, never from one below. Add new modules here.
 FLOORS = {
-    "ground": "architectures augmentation backbones bounds chain checks corruptions datasets families fingerprints"
+    "ground": "architectures augmentation backbones bounds chain checks corruption_blur corruption_digital"
+    " corruption_noise corruption_spatter corruption_weather corruptions datasets families filters fingerprints"
     " folders images listings pac_bayes paper procedural procedural_families progress published rademacher recipe"
     " records tasks",
-    "engine": "deltas export folding hub jacobian job latency linearity one_pass packing per_image rows siamese"
-    " task_files training tuning",
+    "engine": "deltas export folding hub jacobian job latency linearity one_pass packing per_image readouts rows siamese"
+    " task_files training trunks tuning",
     "lab": "scorebook study study_checks trainer trials",
     "search": "greedy profiles racing search significance",
-    "studies": "active baselines bound_study criteria head2toe low_data posteriors pruning queries robustness vtab",
-    "pictures": "bound_plots comparison_plots merge_plots plots",
+    "studies": "active baselines bound_study criteria head2toe low_data posteriors pruning queries robustness source_network vtab",
+    "pictures": "bound_plots comparison_plots merge_plots plots shift_plots",
     "face": "block_panels bound_panels cli cli_bound cli_merge cli_search console controls curve_panels merge_panels"
     " pages panels presets report reproduce search_panels",
 }
