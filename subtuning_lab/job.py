@@ -67,10 +67,14 @@ class Job:
     def steps_per_epoch(self) -> int:
         return -(-len(self.train) // self.recipe.batch_size)
 
-    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """One epoch of normalized views (batch, 3, height, width) and labels (batch,), equal sizes up to one."""
+    def order(self, epoch: int) -> tuple[torch.Tensor, ...]:
+        """The images of one epoch's batches, int64 (batch,) each, equal sizes up to one."""
         order = torch.randperm(len(self.train), generator=seeded(self.seed, epoch, _ORDER))
-        for number, rows in enumerate(order.tensor_split(self.steps_per_epoch)):
+        return order.tensor_split(self.steps_per_epoch)
+
+    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """One epoch of normalized views (batch, 3, height, width) and labels (batch,), as `order` has them."""
+        for number, rows in enumerate(self.order(epoch)):
             images = self.train.images[rows.to(self.train.images.device)].to(self.device)
             images = images.to(self.backbone.mean.dtype) / 255
             generator = seeded(self.seed, epoch, _VIEW, number)

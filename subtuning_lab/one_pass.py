@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -12,6 +12,8 @@ from subtuning_lab.chain import Chain, copy_weights, subset_of
 from subtuning_lab.folding import fold_batchnorm
 from subtuning_lab.recipe import Recipe
 from subtuning_lab.tuning import plain_part, tune_parts
+
+Trunk = Mapping[int, torch.Tensor]  # position of a part -> its input (batch, ...)
 
 
 class Candidate(nn.Module):
@@ -90,31 +92,36 @@ class SharedForward:
                 _check_rows(name, part(example[:1].clone()), output[:1])
                 example = output
 
-    def features(self, x: torch.Tensor, candidates: Sequence[Candidate]) -> dict[Candidate, torch.Tensor]:
-        """What every candidate's readout sees of one batch of normalized images.
+    def exits(self, candidates: Iterable[Candidate]) -> set[int]:
+        """Positions whose input the candidates take from the trunk; behind the last part stand the features."""
+        return {c.fork for c in candidates} | {len(self.frozen) for c in candidates if c.siamese}
+
+    @torch.no_grad()
+    def trunk(self, x: torch.Tensor, exits: Collection[int]) -> Trunk:
+        """The frozen network's activations (batch, ...) at some exits, of one batch of normalized images."""
+        activations = {}
+        for position in range(max(exits) + 1):
+            x = self.frozen[position - 1](self._own(position - 1, x)) if position else x
+            if position in exits:
+                activations[position] = x
+        return activations
+
+    def features(self, trunk: Trunk, candidates: Sequence[Candidate]) -> dict[Candidate, torch.Tensor]:
+        """What every candidate's readout sees of one batch, whose activations `trunk` has at their exits.
 
         Returns:
             Features (batch, num_features); of a Siamese candidate (batch, 2 num_features), the frozen ones first.
         """
-        depth = max(len(self.frozen) if c.siamese else c.fork for c in candidates)
-        trunk = self._trunk(x, depth)
-        at_end = {c: trunk[-1] for c in candidates if c.fork == len(self.frozen)}
+        end = len(self.frozen)
+        at_end = {c: trunk[end] for c in candidates if c.fork == end}
         features = at_end | self._branches(trunk, [c for c in candidates if c not in at_end])
-        return {c: torch.cat([trunk[-1], h], dim=1) if c.siamese else h for c, h in features.items()}
-
-    @torch.no_grad()
-    def _trunk(self, x: torch.Tensor, depth: int) -> list[torch.Tensor]:
-        """Inputs of the parts 0 ... depth of the frozen network."""
-        activations = [x]
-        for position, part in enumerate(self.frozen[:depth]):
-            activations.append(part(self._own(position, activations[-1])))
-        return activations
+        return {c: torch.cat([trunk[end], h], dim=1) if c.siamese else h for c, h in features.items()}
 
     def _own(self, position: int, x: torch.Tensor) -> torch.Tensor:
         """The input of a part, copied where the part would change it."""
         return x.clone() if position in self.in_place else x
 
-    def _branches(self, trunk: list[torch.Tensor], candidates: Sequence[Candidate]) -> dict[Candidate, torch.Tensor]:
+    def _branches(self, trunk: Trunk, candidates: Sequence[Candidate]) -> dict[Candidate, torch.Tensor]:
         """Runs every candidate from its fork to the features."""
         on_board: list[Candidate] = []  # whose rows are in h, in this order
         h = None

@@ -25,14 +25,15 @@ from subtuning_lab.job import (
     scale_by_relative_gradients,
     validation_scores,
 )
-from subtuning_lab.one_pass import Candidate, SharedForward
+from subtuning_lab.one_pass import Candidate, SharedForward, Trunk
 from subtuning_lab.packing import bytes_per_candidate, free_bytes, is_out_of_memory, pack
 from subtuning_lab.recipe import Recipe, check_recipes
 from subtuning_lab.tasks import Split
+from subtuning_lab.trunks import TrunkSource
 from subtuning_lab.tuning import plain_part, put_parts, tune_parts
 
 #: part of every record's key: raise it whenever the same call may give other numbers than before
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 ENGINES: tuple[str, ...] = ("one_pass", "sequential")
 
 
@@ -206,11 +207,14 @@ def _fit_passes(job: Job, work: list[Work], fold: bool, memory_limit: int | None
     example = images[: min(4, len(images))]
     shared = SharedForward(fast_layout(copy.deepcopy(job.backbone).eval()), example, fold)
     costs = bytes_per_candidate(job.backbone, example, [own.blocks for own in work], len(images))
-    passes = pack(costs, _forks(job.backbone, work), free_bytes(job.device) if memory_limit is None else memory_limit)
+    forks, limit = _forks(job.backbone, work), free_bytes(job.device) if memory_limit is None else memory_limit
+    exits = {*forks, *(len(shared.frozen) for own in work if own.is_siamese)}
+    source = TrunkSource(job, shared, exits, limit)
+    passes = pack(costs, forks, limit - source.nbytes)
     while passes:
         members = passes.pop(0)
         try:
-            fits = _fit_pass(job, shared, [work[i] for i in members])
+            fits = _fit_pass(job, source, [work[i] for i in members])
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if not is_out_of_memory(error) or len(members) == 1:
                 raise
@@ -220,9 +224,9 @@ def _fit_passes(job: Job, work: list[Work], fold: bool, memory_limit: int | None
             yield dict(zip(members, fits, strict=True))
 
 
-def _fit_pass(job: Job, shared: SharedForward, work: list[Work]) -> list[Fit]:
+def _fit_pass(job: Job, source: TrunkSource, work: list[Work]) -> list[Fit]:
     """Trains the candidates of one pass in step with each other."""
-    start, depth = time.perf_counter(), len(job.backbone.parts) - 1
+    shared, start, depth = source.shared, time.perf_counter(), len(job.backbone.parts) - 1
     heads = [job.new_head(own.recipe.head_depth, own.is_siamese, own.start) for own in work]
     candidates = [
         fast_layout(Candidate(job.backbone, own.blocks, head, own.recipe, job.seed))
@@ -233,16 +237,21 @@ def _fit_pass(job: Job, shared: SharedForward, work: list[Work]) -> list[Fit]:
     optimizer = job.optimizer(list(chain.from_iterable(groups)))
     active = list(candidates)
     for epoch in range(job.recipe.epochs):
-        for step, (images, labels) in enumerate(job.batches(epoch), start=epoch * job.steps_per_epoch):
+        batches = source.batches(epoch, shared.exits(active))
+        for step, (trunk, labels) in enumerate(batches, start=epoch * job.steps_per_epoch):
             job.set_lr(optimizer, step)
-            _step(job, shared, active, courses, images, labels)
+            _step(job, shared, active, courses, trunk, labels)
             scale_by_relative_gradients(optimizer)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             job.on_step(len(active))
         for candidate in active:
             candidate.eval()
-        scores = validation_scores(job, epoch, lambda images: _logits(shared, active, images))  # noqa: B023 - called at once
+
+        def logits_of(images: torch.Tensor) -> list[torch.Tensor]:
+            return _logits(shared, active, shared.trunk(images, shared.exits(active)))  # noqa: B023 - called at once
+
+        scores = validation_scores(job, epoch, logits_of)
         going = [courses[c].end_epoch(s) for c, s in zip(active, scores or [None] * len(active), strict=True)]
         active = [c for c, goes_on in zip(active, going, strict=True) if goes_on]
         if not active:
@@ -256,20 +265,20 @@ def _step(
     shared: SharedForward,
     active: list[Candidate],
     courses: dict[Candidate, Course],
-    images: torch.Tensor,
+    trunk: Trunk,
     labels: torch.Tensor,
 ) -> None:
     """Gradients of all active candidates for one batch."""
     for candidate in active:
         candidate.train()
     with job.autocast():
-        logits = _logits(shared, active, images)
+        logits = _logits(shared, active, trunk)
     # Each loss reaches only its own candidate's weights, so one backward of the sum serves them all.
     torch.stack([courses[c].loss(z, labels) for c, z in zip(active, logits, strict=True)]).sum().backward()
 
 
-def _logits(shared: SharedForward, active: list[Candidate], images: torch.Tensor) -> list[torch.Tensor]:
-    features = shared.features(images, active)
+def _logits(shared: SharedForward, active: list[Candidate], trunk: Trunk) -> list[torch.Tensor]:
+    features = shared.features(trunk, active)
     return [candidate.head(features[candidate]) for candidate in active]
 
 

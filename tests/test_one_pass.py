@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from subtuning_lab import trunks
 from subtuning_lab.backbones import load_backbone
 from subtuning_lab.chain import Chain, set_trainable
 from subtuning_lab.families import as_chain
@@ -77,10 +78,12 @@ def references(name: str, bn: str):
     return fit(chain, subsets_of(chain), Recipe(**RECIPE.as_dict() | {"bn": bn}), engine="sequential")
 
 
+@pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("fold", [False, True])
 @pytest.mark.parametrize("bn", ["batch", "frozen"])
 @pytest.mark.parametrize("name", BACKBONES)
-def test_one_pass_equals_separate_trainings(name, bn, fold):
+def test_one_pass_equals_separate_trainings(name, bn, fold, stored, monkeypatch):
+    monkeypatch.setattr(trunks, "_SHARE", float(stored))  # of memory, for the trunk's activations
     chain = backbone(name)
     before = chain.fingerprint
     fits = fit(chain, subsets_of(chain), Recipe(**RECIPE.as_dict() | {"bn": bn}), fold=fold)
@@ -215,8 +218,12 @@ class Counting(nn.Module):
         return self.inner(x)
 
 
-def test_the_trunk_runs_once():
-    """Each part sees its images once frozen for all who are still in the trunk, and once for each who left it."""
+@pytest.mark.parametrize(("augment", "trunk"), [("flip", 1), ("none", 0)])
+def test_the_trunk_runs_once_an_epoch_or_once_for_all(augment, trunk):
+    """Each part sees its images once frozen for all who are still in the trunk, and once for each who left it.
+
+    Without augmentation the trunk is done with after the first epoch.
+    """
     plain, counts = tiny_chain(), {}
     parts = [Counting(part, counts, name) for name, part in zip(plain.part_names, plain.parts, strict=True)]
     chain = Chain(parts[0], parts[1:-1], parts[-1], plain.num_features)
@@ -224,12 +231,13 @@ def test_the_trunk_runs_once():
 
     def rows(epochs: int) -> dict[str, int]:
         counts.clear()
-        fit(chain, subsets, Recipe(epochs=epochs, batch_size=8), validation=None)
+        fit(chain, subsets, Recipe(epochs=epochs, batch_size=8, augment=augment), validation=None)
         return dict(counts)
 
-    one, three = rows(1), rows(3)  # what a call needs once, for memory and folding, falls out of the difference
-    seen = {name: (three[name] - one[name]) / (2 * len(TRAIN)) for name in one}
-    assert seen == {"stem": 1, "block1": 1, "block2": 1 + 2, "block3": 1 + 3, "tail": 1 + 3}
+    two, four = rows(2), rows(4)  # what a call needs once, for memory and folding, falls out of the difference
+    seen = {name: (four[name] - two[name]) / (2 * len(TRAIN)) for name in two}
+    own = {"stem": 0, "block1": 0, "block2": 2, "block3": 3, "tail": 3}
+    assert seen == {name: trunk + number for name, number in own.items()}
 
 
 def test_linear_probing_runs_the_network_once_however_many_there_are():
