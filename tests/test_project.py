@@ -30,20 +30,21 @@ FLOORS = {
     " corruption_noise corruption_spatter corruption_weather corruptions datasets families filters fingerprints"
     " folders images listings pac_bayes paper procedural procedural_families progress published rademacher recipe"
     " records tasks",
-    "engine": "deltas export folding hub jacobian job latency linearity one_pass packing per_image readouts rows siamese"
-    " task_files training trunks tuning",
+    "engine": "deltas export folding hub jacobian job latency linearity one_pass packing per_image readouts rows"
+    " siamese task_files training trunks tuning",
     "lab": "scorebook study study_checks trainer trials",
     "search": "greedy profiles racing search significance",
-    "studies": "active baselines bound_study criteria head2toe low_data posteriors pruning queries robustness source_network vtab",
-    "pictures": "bound_plots comparison_plots merge_plots plots shift_plots",
-    "face": "block_panels bound_panels cli cli_bound cli_merge cli_search console controls curve_panels merge_panels"
-    " pages panels presets report reproduce search_panels",
+    "studies": "ablations active baselines bound_study criteria head2toe interpolation low_data posteriors pruning"
+    " queries robustness source_network stability vtab",
+    "pictures": "ablation_plots bound_plots comparison_plots merge_plots plots shift_plots",
+    "face": "ablation_panels block_panels bound_panels cli cli_bound cli_merge cli_search console controls curve_panels"
+    " merge_panels pages panels presets report reproduce search_panels",
 }
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names.split()}
 WITHOUT_TORCH = (
     *("bounds", "pac_bayes", "rademacher", "paper", "records", "rows"),
     *("greedy", "profiles", "racing", "search", "significance"),
-    *("bound_plots", "comparison_plots", "merge_plots", "plots"),
+    *("ablation_plots", "bound_plots", "comparison_plots", "merge_plots", "plots"),
 )
 
 
