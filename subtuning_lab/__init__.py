@@ -31,9 +31,12 @@ _PUBLIC = {
     "rademacher": "rademacher_bound ramp_error",
     "recipe": "Recipe recipe_grid",
     "records": "Records",
+    "robustness": "average_shifts chosen_steps shift_differences shift_profiles shift_studies shift_study"
+    " summarize_shifts",
     "search": "SearchResult agreement_table best_window exhaustive_search",
     "significance": "SignificantGain",
     "siamese": "MergedNetwork merge_tasks",
+    "source_network": "SourceNetwork with_statistics",
     "study": "Study",
     "tasks": "Split Task load_task task_names",
     "training": "fit_together",

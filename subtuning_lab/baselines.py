@@ -14,6 +14,8 @@ from subtuning_lab.greedy import GreedyResult
 from subtuning_lab.head2toe import Head2Toe
 from subtuning_lab.search import SearchResult, best_of, candidate_table
 from subtuning_lab.study import Study
+from subtuning_lab.tasks import Split
+from subtuning_lab.trials import Method
 
 _CHOSEN = "chosen"
 
@@ -54,6 +56,22 @@ _TOLERANCE = 0.25  # how far a random subset's parameter count may be from the c
 _PATTERNS = 20_000  # subsets looked at for one of a given parameter count
 
 
+@dataclass(frozen=True)
+class _Door:
+    """What is scored when all choices are made: the test split if `test`, and images beside it if there are any."""
+
+    test: bool
+    beside: Split | None = None
+
+    def scores(self, study: Study, what: Any) -> dict[str, Any]:
+        """Columns of a method's row."""
+        if not self.test:
+            return {}
+        result = study.test(what, self.beside)
+        row = {"test_accuracy": result.mean, "test_std": result.std, "test_n": len(result.accuracies)}
+        return row if self.beside is None else row | {"beside_accuracy": study.accuracy_on(what, self.beside).mean}
+
+
 class Search(Protocol):
     """A finished search: a `GreedyResult` or a `SearchResult`."""
 
@@ -71,7 +89,10 @@ def compare_methods(
     chosen: Iterable[str] | None = None,
     draws: int = 10,
     head2toe: Sequence[Head2Toe] | None = None,
+    subsets: Mapping[str, Iterable[str]] | None = None,
+    others: Mapping[str, Sequence[Method]] | None = None,
     test: bool = False,
+    beside: Split | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Scores methods on the folds of one study, and on its test split if asked.
@@ -86,14 +107,17 @@ def compare_methods(
         chosen: the subset that methods "in the chosen blocks" and random subsets go by; by default the first search's.
         draws: random subsets of each kind.
         head2toe: settings to try; by default `Head2Toe.grid()`.
+        subsets: further subsets by name.
+        others: further methods that are no subsets by name, each with the settings to try.
         test: whether to train each on all training images and score it on the test split, once per seed.
+        beside: images that the tested trainings are scored on as well; see `Study.accuracy_on`.
         seed: of the random subsets.
 
     Returns:
         One row per method: `method`; `blocks`; `params` without readout; `accuracy`, `std` and `n` over folds and
         seeds; `subsets` scored to choose; `trainings`, `seconds` and `flops` spent on the folds; `settings`, those
-        chosen; and with `test`, `test_accuracy` and `test_std` over `test_n` seeds. For random subsets all means and
-        standard deviations are over the draws, of each draw's mean.
+        chosen; and with `test`, `test_accuracy` and `test_std` over `test_n` seeds, with `beside` also
+        `beside_accuracy`. For random subsets all means and standard deviations are over the draws, of each draw's mean.
 
     Raises:
         ValueError: an unknown method, or one that needs `chosen` where there is none.
@@ -109,15 +133,19 @@ def compare_methods(
     if needy and not chosen:
         raise ValueError(f"{needy[0]} goes by a chosen subset of at least one block: give `chosen`, or a search")
     like = None if chosen is None else tuple(chosen)
-    rows = []
-    for name in methods:
-        if name == HEAD2TOE:
-            rows.append(_head2toe_row(study, list(head2toe or Head2Toe.grid()), test))
+    others = {HEAD2TOE: list(head2toe or Head2Toe.grid())} | dict(others or {})
+    door, rows = _Door(test, beside), []
+    for name in [*methods, *(name for name in others if name != HEAD2TOE)]:
+        if name in others:
+            rows.append(_method_row(study, name, others[name], door))
         elif name in (RANDOM_SIZE, RANDOM_PARAMETERS):
-            rows.append(_random_row(study, name, like, draws, seed, test))
+            rows.append(_random_row(study, name, like, draws, seed, door))
+        elif name == BEST_STAGE:
+            rows.append(_subset_row(study, name, stages(study.block_names), door))
         else:
-            rows.append(_subset_row(study, name, like, test))
-    rows += [_search_row(study, name, found, test) for name, found in searches.items()]
+            rows.append(_baseline_row(study, name, like, door))
+    rows += [_subset_row(study, name, [tuple(blocks)], door) for name, blocks in (subsets or {}).items()]
+    rows += [_search_row(study, name, found, door) for name, found in searches.items()]
     return pd.DataFrame(rows)
 
 
@@ -186,62 +214,54 @@ def _needs_chosen(name: str) -> bool:
     return name in (RANDOM_SIZE, RANDOM_PARAMETERS) or (name in BASELINES and BASELINES[name].blocks == _CHOSEN)
 
 
-def _subset_row(study: Study, name: str, like: tuple[str, ...] | None, test: bool) -> dict[str, Any]:
-    """A method that is one subset with a changed recipe, or the best of the stages."""
-    own, subsets = study, stages(study.block_names) if name == BEST_STAGE else []
-    if name in BASELINES:
-        wanted = BASELINES[name].blocks
-        subsets = [study.part_names if wanted == "all" else like if wanted == _CHOSEN else tuple(wanted)]
-        own = study.variant(**BASELINES[name].choices)
-    table, _ = candidate_table(own, subsets)
-    best = table.loc[best_of(table, own.part_names)]
+def _baseline_row(study: Study, name: str, like: tuple[str, ...] | None, door: _Door) -> dict[str, Any]:
+    """A method that is one subset with a changed recipe."""
+    wanted = BASELINES[name].blocks
+    blocks = study.part_names if wanted == "all" else like if wanted == _CHOSEN else tuple(wanted)
+    return _subset_row(study.variant(**BASELINES[name].choices), name, [blocks], door)
+
+
+def _subset_row(study: Study, name: str, subsets: Sequence[tuple[str, ...]], door: _Door) -> dict[str, Any]:
+    """A method that is one subset, or the best of several."""
+    table, _ = candidate_table(study, subsets)
+    best = table.loc[best_of(table, study.part_names)]
     costs = table[["trainings", "seconds", "flops"]].sum()
     row = {"method": name, **best[["blocks", "params", "accuracy", "std", "n"]], "subsets": len(subsets), **costs}
-    return row | {"settings": _settings(own, best["blocks"])} | _tested(own, best["blocks"], test)
+    return row | {"settings": _settings(study, best["blocks"])} | door.scores(study, best["blocks"])
 
 
-def _search_row(study: Study, name: str, found: GreedyResult | SearchResult, test: bool) -> dict[str, Any]:
+def _search_row(study: Study, name: str, found: GreedyResult | SearchResult, door: _Door) -> dict[str, Any]:
     tried = found.trace if isinstance(found, GreedyResult) else found.table
     row = {"method": name, "blocks": found.blocks, "params": study.count_parameters(found.blocks)}
     row |= {"accuracy": found.accuracy, "std": found.std, "n": found.n, "subsets": tried["blocks"].nunique()}
     row |= {"trainings": found.cost.trainings, "seconds": found.cost.seconds, "flops": found.cost.flops}
-    return row | {"settings": _settings(study, found.blocks)} | _tested(study, found.blocks, test)
+    return row | {"settings": _settings(study, found.blocks)} | door.scores(study, found.blocks)
 
 
-def _random_row(study: Study, name: str, like: tuple[str, ...], draws: int, seed: int, test: bool) -> dict[str, Any]:
+def _random_row(study: Study, name: str, like: tuple[str, ...], draws: int, seed: int, door: _Door) -> dict[str, Any]:
     subsets = random_subsets(study, like, draws, "size" if name == RANDOM_SIZE else "parameters", seed)
     table, _ = candidate_table(study, subsets)
     row = {"method": name, "blocks": None, "params": int(table["params"].mean()), "accuracy": table["accuracy"].mean()}
     row |= {"std": table["accuracy"].std(ddof=1), "n": len(subsets), "subsets": len(subsets)}
     row |= dict(table[["trainings", "seconds", "flops"]].sum()) | {"settings": "each its own"}
-    if not test:
+    if not door.test:
         return row
-    means = pd.Series([study.test(blocks).mean for blocks in subsets])
-    return row | {"test_accuracy": means.mean(), "test_std": means.std(ddof=1), "test_n": len(means)}
+    table = pd.DataFrame([door.scores(study, blocks) for blocks in subsets])
+    means = table["test_accuracy"]
+    row |= {"test_accuracy": means.mean(), "test_std": means.std(ddof=1), "test_n": len(means)}
+    return row | {name: table[name].mean() for name in table if name.startswith("beside")}
 
 
-def _head2toe_row(study: Study, grid: list[Head2Toe], test: bool) -> dict[str, Any]:
+def _method_row(study: Study, name: str, grid: Sequence[Method], door: _Door) -> dict[str, Any]:
+    """A method that is no subset, with the best of its settings."""
     scores = study.method_scores(grid)
     means = scores.groupby("method")["accuracy"].mean()
     best = grid[int(means.idxmax())]
     own = scores[scores["method"] == means.idxmax()]
-    row = {
-        "method": HEAD2TOE,
-        "blocks": (),
-        "params": 0,
-        "accuracy": own["accuracy"].mean(),
-        "std": own["accuracy"].std(),
-    }
+    row = {"method": name, "blocks": (), "params": 0, "accuracy": own["accuracy"].mean(), "std": own["accuracy"].std()}
     row |= {"n": len(own), "subsets": len(grid), "trainings": len(scores), "seconds": scores["seconds"].sum()}
-    row |= {"flops": scores["flops"].sum(), "settings": ", ".join(f"{k} {v:g}" for k, v in best.settings().items())}
-    return row | _tested(study, best, test)
-
-
-def _tested(study: Study, what: Any, test: bool) -> dict[str, Any]:
-    if not test:
-        return {}
-    result = study.test(what)
-    return {"test_accuracy": result.mean, "test_std": result.std, "test_n": len(result.accuracies)}
+    told = ", ".join(f"{k} {v:g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in best.settings().items())
+    return row | {"flops": scores["flops"].sum(), "settings": told} | door.scores(study, best)
 
 
 def _settings(study: Study, blocks: Sequence[str]) -> str:

@@ -8,10 +8,11 @@ import pandas as pd
 import torch
 
 from subtuning_lab.chain import Chain
+from subtuning_lab.fingerprints import fingerprint_of
 from subtuning_lab.records import Records, record_key
 from subtuning_lab.tasks import Task
 from subtuning_lab.training import ENGINE_VERSION
-from subtuning_lab.trials import Score, Trial
+from subtuning_lab.trials import OtherImages, Score, Trial
 
 _SCORES = ["fold", "seed", "accuracy", "loss", "params", "flops", "epochs", "seconds"]
 _OF_RECIPE = ["lr", "head_lr", "weight_decay", "bn"]
@@ -43,6 +44,8 @@ class Scorebook:
             device,
         )
         self.fingerprints = {"backbone": backbone.fingerprint, "task": task.fingerprint}
+        head = backbone.source_head
+        self._source_head = None if head is None else fingerprint_of({"head": head}, (), ())
 
     def found(self, trials: Sequence[Trial]) -> dict[Trial, dict[str, object]]:
         """The rows of those trials that have one."""
@@ -63,16 +66,18 @@ class Scorebook:
             table[name] = [getattr(trial.recipe, name, None) for trial in trials]
         return table
 
-    def count_test(self) -> int:
-        """Notes one use of the test split; returns how many there have been."""
-        return self.records.count_test(record_key(self.fingerprints))
+    def count_test(self, other: OtherImages | None = None) -> int:
+        """Notes one use of the test split, or of other images; returns how many there have been."""
+        scored = {} if other is None else {"scored_on": other.fingerprint}
+        return self.records.count_test(record_key(self.fingerprints | scored))
 
     def sizes(self, trial: Trial) -> tuple[int, int]:
         """Images that a trial is trained on, and scored on."""
         if trial.fold is not None:
             return tuple(len(rows) for rows in self.folds[trial.fold])
         held_out = len(self.folds[0][1]) if trial.stops_early else 0
-        return len(self.task.train) - held_out, len(self.task.test or ())
+        scored = self.task.test if trial.other is None else trial.other.split
+        return len(self.task.train) - held_out, len(scored or ())
 
     def key(self, trial: Trial) -> str:
         """The key of a trial's row."""
@@ -82,6 +87,10 @@ class Scorebook:
         """Everything that a score depends on."""
         folds = {} if trial.fold is None and not trial.stops_early else {"folds": len(self.folds)}
         own = {"recipe": trial.settings(), "blocks": trial.blocks, "fold": trial.fold, "seed": trial.seed}
+        if trial.reads_source_head:
+            own["source_head"] = self._source_head
+        if trial.other is not None:
+            own["scored_on"] = trial.other.fingerprint
         return {**self.fingerprints, **folds, **own, "engine": ENGINE_VERSION}
 
     def _row(self, trial: Trial, score: Score) -> dict[str, object]:
@@ -90,7 +99,7 @@ class Scorebook:
             "key": self.key(trial),
             "split": "test" if trial.fold is None else "fold",
             "backbone": self.backbone_name,
-            "task": self.task.name,
+            "task": self.task.name if trial.other is None else f"{self.task.name}, scored on other images",
             "blocks": list(trial.blocks),
             "fold": trial.fold,
             "seed": trial.seed,

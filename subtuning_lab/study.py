@@ -18,10 +18,10 @@ from subtuning_lab.deltas import TunedTask
 from subtuning_lab.recipe import Recipe, check_recipes, recipe_grid
 from subtuning_lab.records import Records
 from subtuning_lab.scorebook import Scorebook
-from subtuning_lab.study_checks import check_images, check_seeds, check_types, usable_device
-from subtuning_lab.tasks import Task
+from subtuning_lab.study_checks import check_images, check_other, check_seeds, check_types, usable_device
+from subtuning_lab.tasks import Split, Task
 from subtuning_lab.trainer import Trainer
-from subtuning_lab.trials import Arm, Method, TestResult, Trial
+from subtuning_lab.trials import Arm, Method, OtherImages, TestResult, Trial
 
 Blocks = Iterable[str] | Literal["all"]
 
@@ -219,27 +219,52 @@ class Study:
         ((_, tuned, _),) = self._trainer.fit([trial], self.progress)
         return replace(tuned, scores=self._known_scores(trial))
 
-    def test(self, what: Blocks | Method) -> TestResult:
+    def test(self, what: Blocks | Method, beside: Split | None = None) -> TestResult:
         """Trains a subset, or a method, on all training images, once per seed, and scores it on the test split.
 
         Every call counts as a use of the test split, also where records already hold its score.
 
+        Args:
+            what: the subset or the method.
+            beside: further images, scored by the same trainings; `accuracy_on` then reads what they say.
+
         Raises:
-            ValueError: the task has no test split.
+            ValueError: the task has no test split, or `beside` is what `accuracy_on` refuses.
         """
         if self.task.test is None:
             raise ValueError(f"task {self.task.name} has no test split")
+        others = [None] if beside is None else [None, self._other(beside)]
+        return self._at_last(what, others)
+
+    def accuracy_on(self, what: Blocks | Method, split: Split) -> TestResult:
+        """As `test`, on other images with the same classes: what an adapted network still does elsewhere.
+
+        Every call counts as a use of these images; the test split's own count stays as it is.
+
+        Raises:
+            ValueError: labels that the task doesn't have, images of another size, or more than a tenth of them test
+                images of the task, which only `test` reaches.
+        """
+        return self._at_last(what, [self._other(split)])
+
+    def _other(self, split: Split) -> OtherImages:
+        check_other(split, self.task)
+        return OtherImages(split)
+
+    def _at_last(self, what: Blocks | Method, others: Sequence[OtherImages | None]) -> TestResult:
+        """Scores on the first of these images, None being the test split; what is trained is scored on all of them."""
         if hasattr(what, "fit"):
-            trials = [Trial((), None, seed, None, what) for seed in self.seeds]
+            trainings = [Trial((), None, seed, None, what) for seed in self.seeds]
         else:
             names = in_order(self.backbone, what)
-            trials = [Trial(names, self.recipe_of(names), seed, None) for seed in self.seeds]
-        uses = self._book.count_test()
+            trainings = [Trial(names, self.recipe_of(names), seed, None) for seed in self.seeds]
+        uses = self._book.count_test(others[0])
+        trials = [replace(training, other=other) for other in others for training in trainings]
         found = self._book.found(trials)
-        self._trainer.score_on_test([trial for trial in trials if trial not in found], self.progress)
-        rows = self._book.found(trials)
-        accuracies = tuple(rows[trial]["accuracy"] for trial in trials)
-        return TestResult(trials[0].blocks, accuracies, len(self.task.test), uses)
+        self._trainer.score_at_last([trial for trial in trials if trial not in found], self.progress)
+        rows, own = self._book.found(trials), trials[: len(trainings)]
+        accuracies = tuple(rows[trial]["accuracy"] for trial in own)
+        return TestResult(own[0].blocks, accuracies, self._book.sizes(own[0])[1], uses)
 
     def _known_scores(self, trial: Trial) -> dict[str, float]:
         """Mean, spread and number of a subset's fold scores, where the records have them all."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Collection, Sequence
 
 import torch
 
 from subtuning_lab.augmentation import resize_to
 from subtuning_lab.chain import Chain
-from subtuning_lab.tasks import Task
+from subtuning_lab.checks import check_labels
+from subtuning_lab.tasks import Split, Task
 from subtuning_lab.training import ENGINES
+
+_SHARED, _CHUNK = 0.1, 256  # share of other images that may be test images; images decoded at a time
 
 
 def usable_device(name: str | torch.device | None) -> torch.device:
@@ -38,6 +42,31 @@ def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds is {seeds!r}; it must hold different whole numbers from 0 on, at least one")
     return tuple(seeds)
+
+
+def check_other(split: Split, task: Task) -> None:
+    """Raises ValueError unless a task's trainings can be scored on the images, and they are not its test images.
+
+    A corruption may leave a few images as they are, so that up to a tenth of them may be the task's own.
+    """
+    check_labels(split.labels, task.classes, "split")
+    if tuple(split.images.shape[2:]) != task.image_size:
+        raise ValueError(
+            f"images of the split are {tuple(split.images.shape[2:])}; those of {task.name} are {task.image_size}"
+        )
+    own = _digests(task.test) if task.test is not None else set()
+    shared = sum(digest in own for digest in _digests(split, distinct=False))
+    if shared > _SHARED * len(split):
+        raise ValueError(
+            f"{shared} of the split's {len(split)} images are test images of {task.name}; only Study.test reaches these"
+        )
+
+
+def _digests(split: Split, distinct: bool = True) -> Collection[bytes]:
+    """A hash of every image; streamed ones are decoded a few at a time."""
+    rows = (split.images[rows] for rows in torch.arange(len(split)).split(_CHUNK))
+    found = [hashlib.blake2b(image.cpu().numpy().tobytes()).digest() for images in rows for image in images]
+    return set(found) if distinct else found
 
 
 def check_images(backbone: Chain, task: Task, image_size: int | None) -> None:

@@ -60,19 +60,27 @@ class Trainer:
                 train, validation = self._fold(fold)
                 methods = [trial for trial in group if trial.method]
                 for trial in methods:
-                    self.book.note({trial: self._learn(trial, train, validation)})
+                    self.book.note({trial: self._learn(trial, train, [validation])[0]})
                     progress.advance(1)
                 subsets = [trial for trial in group if not trial.method]
                 self._fit(subsets, train, validation, progress, partial(self._note, subsets))
 
-    def score_on_test(self, trials: Sequence[Trial], shown: Shown) -> None:
-        """Trains on all training images, scores on the test images, and notes each score."""
+    def score_at_last(self, trials: Sequence[Trial], shown: Shown) -> None:
+        """Trains on all training images, scores on the test images or other ones, and notes what a training came to.
+
+        Trials that differ in the images that they are scored on share one training.
+        """
+        trainings: dict[Trial, list[Trial]] = {}
         for trial in trials:
-            if trial.method:
-                self.book.note({trial: self._learn(trial, self._on_device(self.task.train), self.task.test)})
-        for trial, tuned, fit in self.fit([trial for trial in trials if not trial.method], shown):
-            scored = replace(fit, accuracy=tuned.accuracy(self.task.test), validation_loss=None)
-            self._note([trial], {0: scored})
+            trainings.setdefault(replace(trial, other=None), []).append(trial)
+        for training, own in trainings.items():
+            if training.method:
+                scores = self._learn(training, self._on_device(self.task.train), [self._scored(t) for t in own])
+                self.book.note(dict(zip(own, scores, strict=True)))
+        for training, tuned, fit in self.fit([trial for trial in trainings if not trial.method], shown):
+            own = trainings[training]
+            fits = [replace(fit, accuracy=tuned.accuracy(self._scored(t)), validation_loss=None) for t in own]
+            self._note(own, dict(enumerate(fits)))
 
     def fit(self, trials: Sequence[Trial], shown: Shown) -> Iterator[tuple[Trial, TunedTask, Fit]]:
         """Trains on all training images; less the first fold's validation images where these decide the end."""
@@ -109,13 +117,17 @@ class Trainer:
             else []
         )
 
-    def _learn(self, trial: Trial, train: Split, scored: Split) -> Score:
-        """Trains and scores a method."""
-        start, labels = time.perf_counter(), scored.labels.cpu()
+    def _learn(self, trial: Trial, train: Split, scored: Sequence[Split]) -> list[Score]:
+        """Trains a method and scores it on each of the splits."""
+        start, flops = time.perf_counter(), int(self.parts["flops"].sum())
         fitted = trial.method.fit(self.backbone, train, self.task.num_classes, trial.seed, self.image_size)
-        hits = (fitted.logits(scored).argmax(1).cpu() == labels).double().mean()
-        flops = int(self.parts["flops"].sum())
-        return Score(hits.item(), None, fitted.params, flops, 1, time.perf_counter() - start)
+        hits = [(fitted.logits(own).argmax(1).cpu() == own.labels.cpu()).double().mean().item() for own in scored]
+        seconds = time.perf_counter() - start
+        return [Score(accuracy, None, fitted.params, flops, 1, seconds) for accuracy in hits]
+
+    def _scored(self, trial: Trial) -> Split:
+        """The images that a training on all training images is scored on."""
+        return self.task.test if trial.other is None else trial.other.split
 
     def _note(self, trials: Sequence[Trial], fits: Mapping[int, Fit]) -> None:
         self.book.note({trials[i]: self._score(trials[i], fit) for i, fit in fits.items()})
@@ -135,7 +147,7 @@ class Trainer:
         }
         siamese = trial.recipe.siamese and bool(trial.blocks)
         own = (self.backbone, fit.blocks, fit.weights, self.task.classes, self.image_size, provenance)
-        return TunedTask(*own, siamese=siamese)
+        return TunedTask(*own, siamese=siamese, head_depth=trial.recipe.head_depth)
 
     def _fold(self, number: int) -> tuple[Split, Split]:
         """Training and validation images of a fold, on the device if they fit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,6 +11,8 @@ import pandas as pd
 import torch
 
 from subtuning_lab.chain import Chain, count_parameters, training_flops
+from subtuning_lab.fingerprints import hash_tensor
+from subtuning_lab.images import StreamedImages
 from subtuning_lab.recipe import Recipe
 from subtuning_lab.tasks import Split
 from subtuning_lab.tuning import count_trained, tune_parts
@@ -33,7 +36,10 @@ class FittedMethod(Protocol):
 
 
 class Method(Protocol):
-    """A way to adapt a frozen backbone that is no subset of its blocks, e.g. Head2Toe."""
+    """A way to adapt a frozen backbone that is no subset of its blocks, e.g. Head2Toe.
+
+    One that reads the pretrained readout has an attribute `head_start`, "source", as a recipe does.
+    """
 
     name: str
 
@@ -45,14 +51,40 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True)
+class OtherImages:
+    """Images beside a task's own that its trainings are scored on; those of equal content are equal."""
+
+    split: Split = field(compare=False, repr=False)
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.sha256(repr(tuple(self.split.images.shape)).encode())
+        if isinstance(self.split.images, StreamedImages):
+            self.split.images.update_digest(digest)
+        else:
+            hash_tensor(digest, "images", self.split.images)
+        hash_tensor(digest, "labels", self.split.labels)
+        object.__setattr__(self, "fingerprint", digest.hexdigest())
+
+
+@dataclass(frozen=True)
 class Trial:
-    """One training: a subset and its recipe, or a method; the seed; and the fold, None for all training images."""
+    """One score: of a subset with its recipe, or of a method.
+
+    Args:
+        blocks, recipe: the subset and how it is trained; None for a method.
+        seed: of the training.
+        fold: to score on; None trains on all training images and scores on the test images.
+        method: what is trained instead of a subset.
+        other: images to score on instead of the test images.
+    """
 
     blocks: tuple[str, ...]
     recipe: Recipe | None
     seed: int
     fold: int | None
     method: Method | None = None
+    other: OtherImages | None = None
 
     def steps(self, n_train: int) -> int:
         """Optimizer steps on so many training images, without early stopping; a method counts as one."""
@@ -66,6 +98,11 @@ class Trial:
     def stops_early(self) -> bool:
         """Whether validation images decide when the training ends."""
         return self.recipe is not None and self.recipe.patience is not None
+
+    @property
+    def reads_source_head(self) -> bool:
+        """Whether the pretrained readout matters, which is no part of a backbone's fingerprint."""
+        return getattr(self.method or self.recipe, "head_start", None) == "source"
 
 
 @dataclass(frozen=True)
@@ -101,13 +138,13 @@ def cost_of(trial: Trial, backbone: Chain, parts: pd.DataFrame) -> tuple[int, in
 
 @dataclass(frozen=True)
 class TestResult:
-    """What the test split said, once per seed.
+    """What the test split, or other images, said, once per seed.
 
     Args:
         blocks: the tuned parts, in the network's order.
-        accuracies: test accuracy in [0, 1] per seed.
-        n_test: number of test images.
-        uses: how often this study's test split has been used so far, this time included.
+        accuracies: accuracy in [0, 1] per seed.
+        n_test: number of images.
+        uses: how often this study has used these images so far, this time included.
     """
 
     __test__ = False  # the name is no pytest class
