@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
+from torch import nn
 
 from subtuning_lab.checks import check_number
 from subtuning_lab.deltas import TunedTask
@@ -78,9 +79,10 @@ def check_strategy(strategy: str) -> None:
 
 @torch.no_grad()
 def _outputs(tuned: TunedTask, images: torch.Tensor | StreamedImages, places: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Class probabilities (n, classes) and the readout's features (n, width) of some images, float64."""
+    """Class probabilities (n, classes) and the inputs (n, width) of the readout's last layer, float64."""
     network, device, features = tuned.network(), tuned.backbone.mean.device, []
-    network.head.register_forward_pre_hook(lambda head, inputs: features.append(inputs[0].double().cpu()))
+    last = [layer for layer in network.head.modules() if isinstance(layer, nn.Linear)][-1]
+    last.register_forward_pre_hook(lambda layer, inputs: features.append(inputs[0].double().cpu()))
     batches = torch.from_numpy(places).to(images.device).split(_ROWS)
     logits = torch.cat([network(images[rows].to(device)).double().cpu() for rows in batches])
     if not logits.isfinite().all():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import kmeans_plusplus
 
 from subtuning_lab.deltas import TunedTask
-from subtuning_lab.queries import query_images, spread_out, strategy_names
+from subtuning_lab.queries import _outputs, query_images, spread_out, strategy_names
 from subtuning_lab.recipe import Recipe
 from subtuning_lab.study import Study
 
@@ -46,40 +46,26 @@ def test_margin_and_entropy_follow_their_definitions(tuned):
     assert chosen == tuple([i for i in np.argsort(entropies)[::-1] if i not in (3, 4)][:7])
 
 
-def test_badge_spreads_out_the_readouts_gradients(tuned):
+@pytest.mark.parametrize("head_depth", [1, 2])
+def test_badge_spreads_out_the_last_layers_gradients(head_depth):
     """The gradients by autograd, and scikit-learn's seeding of k-means on them with the same chance."""
+    recipe = Recipe(epochs=2, batch_size=8, lr=1e-2, head_depth=head_depth)
+    tuned = Study(tiny_chain(), TASK, recipe, folds=2, progress=False).fit(["block2"])
     network, rows = tuned.network(), []
+    weight = list(network.head.parameters())[-2].requires_grad_(True)
     for image in TASK.train.images:
-        network.head.weight.requires_grad_(True)
         logits = network(image[None])
         loss = torch.nn.functional.cross_entropy(logits, logits.argmax(1))
-        rows.append(torch.autograd.grad(loss, network.head.weight)[0].flatten().double())
+        rows.append(torch.autograd.grad(loss, weight)[0].flatten().double())
     gradients = torch.stack(rows).numpy()
-    drawn = []
-
-    class Chance:
-        """NumPy's, as scikit-learn asks for it, and a note of what was asked."""
-
-        def __init__(self, seed):
-            self.own = np.random.RandomState(seed)
-
-        def choice(self, n, p):
-            drawn.append(p)
-            return self.own.choice(n, p=p)
-
-    probabilities = tuned.predict(TASK.train.images).double().numpy()
-    features = []
-    network.head.register_forward_pre_hook(lambda head, inputs: features.append(inputs[0].detach().double().numpy()))
-    network(TASK.train.images)
+    probabilities, features = _outputs(tuned, TASK.train.images, np.arange(30))
     errors = probabilities - np.eye(3)[probabilities.argmax(1)]
+    assert np.einsum("ij,ik->ijk", errors, features).reshape(30, -1) == pytest.approx(gradients, rel=1e-4, abs=1e-6)
     for seed in range(5):
         expected = kmeans_plusplus(gradients, 6, random_state=seed, n_local_trials=1)[1]
-        assert spread_out(errors, features[0], 6, Chance(seed)).tolist() == expected.tolist()
-    apart = ((gradients[:, None] - gradients[expected[:5]]) ** 2).sum(2).min(1)
-    assert drawn[-1] == pytest.approx(apart / apart.sum(), rel=1e-4, abs=1e-9)
+        assert spread_out(errors, features, 6, np.random.RandomState(seed)).tolist() == expected.tolist()
     badge = query_images(tuned, TASK.train.images, 6, "BADGE", seed=4)
-    generator = np.random.default_rng((4, 0))
-    assert badge == tuple(spread_out(errors, features[0], 6, generator).tolist())
+    assert badge == tuple(spread_out(errors, features, 6, np.random.default_rng((4, 0))).tolist())
 
 
 def test_points_that_are_all_the_same_are_still_taken_once():
