@@ -155,10 +155,10 @@ def test_every_position_of_the_fork(name):
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_any_subsets(data):
-    chain = backbone(data.draw(st.sampled_from(["own", "vit"])))
+    chain = backbone(data.draw(st.sampled_from(["own", "vit", "convnext"])))
     some = st.frozensets(st.sampled_from(chain.part_names), max_size=4)
     subsets = data.draw(st.lists(some, min_size=1, max_size=5))
-    keep_original, batch = data.draw(st.booleans()), data.draw(st.integers(1, 3))
+    keep_original, batch = data.draw(st.booleans()), data.draw(st.sampled_from([1, 2, 7]))
     siamese = [data.draw(st.booleans()) for _ in subsets]
     tasks = {f"task {i}": tuned(chain, subsets[i], 2 + i, i, siamese[i]) for i in range(len(subsets))}
     net = merge_tasks(chain, tasks, keep_original)
@@ -398,6 +398,10 @@ def test_tasks_of_another_backbone_are_refused():
     expected = rf'task "stray" .* {other.fingerprint[:12]}; this backbone is tiny with {chain.fingerprint[:12]}'
     with pytest.raises(ValueError, match=expected):
         merge_tasks(chain, tasks)
+    dimmed = deepcopy(chain)
+    dimmed.mean += 0.1  # another normalization makes another backbone
+    with pytest.raises(ValueError, match='task "dimmed" was tuned from tiny'):
+        merge_tasks(chain, {"fine": tasks["fine"], "dimmed": tuned(dimmed, ["block1"])})
     equal = {"fine": tuned(chain, ["block1"]), "of a copy": tuned(deepcopy(chain), ["block1"])}
     assert merge_tasks(chain, equal).output_names == ("original", "fine", "of a copy")
 
