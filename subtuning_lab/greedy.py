@@ -27,7 +27,7 @@ COLUMNS = (
     *("dropped", "trainings", "seconds", "flops"),
 )
 
-#: number of a round, subset so far (None: there is none), its candidates -> their table, or None: not known
+#: number of a round, subset so far (None: there is none), the round's candidates -> their table, or None: not known
 _Rounds = Callable[[int, tuple[str, ...] | None, list[tuple[str, ...]]], pd.DataFrame | None]
 
 
@@ -39,7 +39,7 @@ class GreedyResult:
         blocks: the chosen subset, in the network's order.
         trace: one row per scored subset: `direction`; `round` (0 for the start); `candidate` (the block added, or
             removed; empty for the start); `blocks`; `params`; `accuracy` and `std` (mean and standard deviation over
-            seeds and folds), `n`; `gain` over the subset so far; `p` (by the significance rule, if one was given);
+            seeds and folds), `n`; `gain` over the last subset that paid; `p` (by the significance rule, if one was given);
             `kept`; `forced` (a removal made for `max_blocks` only); `dropped` (the stage of a race after which the
             candidate was given up: its scores are partial, its gain is missing; else 0); `trainings`, `seconds` and
             `flops` of that candidate, as if nothing had been recorded before.
@@ -119,12 +119,15 @@ def greedy_subtuning(
             are left, whatever that costs.
         direction: "forward", "backward" or "both".
         keep: asks besides that a block makes it significantly better.
-        race: drops hopeless candidates early; these are never kept. See `Race` and `Halving`.
+        race: drops hopeless candidates early; these are never kept. See `Race` and `Halving`. That none of the others
+            pays does not say that no block does: the search then goes on with the best of them for one more round, and
+            two blocks that bring more than 2 epsilon together stay both. With `keep` it ends there.
 
     Raises:
         TypeError, ValueError: wrong arguments; scores that are no numbers.
 
-    Source: PAPER "Greedy SubTuning (Algorithm 1)"; elimination as in the official code, with our own rule.
+    Source: PAPER "Greedy SubTuning (Algorithm 1)"; elimination as in the official code, with our own rule. Ours:
+        the round more of a race.
     """
     epsilon = _checked_epsilon(epsilon)
     if direction not in DIRECTIONS:
@@ -145,36 +148,38 @@ def _walk(plan: GreedyResult, rounds: _Rounds) -> GreedyResult:
     """Algorithm 1 in one direction, over rounds that are scored or remembered."""
     forward, names = plan.direction == "forward", plan.block_names
     most = plan.max_blocks or len(names)
-    current = () if forward else names
-    start = rounds(0, None, [current]).assign(direction=plan.direction, round=0, candidate="", gain=math.nan)
+    path = chosen = () if forward else names  # after a failed race the path is a round ahead
+    start = rounds(0, None, [path]).assign(direction=plan.direction, round=0, candidate="", gain=math.nan)
     seen, accuracy = [start.assign(kept=True, forced=False)], start["accuracy"].iloc[0]
-    complete = True
+    complete, paid = True, 0  # the last round that paid
     for number in range(1, (most if forward else len(names)) + 1):
-        candidates = _neighbours(names, current, forward)
-        table = rounds(number, current, list(candidates.values()))
+        candidates = _neighbours(names, path, forward)
+        table = rounds(number, chosen, list(candidates.values()))
         if table is None:
             complete = False
             break
         table = table.assign(direction=plan.direction, round=number, candidate=list(candidates), kept=False)
         table["gain"] = (table["accuracy"] - accuracy).round(DIGITS).where(table["dropped"] == 0)
         best = best_of(table, names)
-        earned = _earns(plan, table.loc[best], forward)
+        path = table.at[best, "blocks"]
+        earned = _earns(plan, table.loc[best], forward, number - paid)
         pays = earned if forward else not earned
-        forced = not forward and not pays and len(current) > most
-        if pays or forced:
-            table.loc[best, "kept"] = True
-            current, accuracy = table.at[best, "blocks"], table.at[best, "accuracy"]
+        forced = not forward and not pays and len(chosen) > most
+        table.loc[best, "kept"] = True
         seen.append(table.assign(forced=table["kept"] & forced))
-        if not (pays or forced):
+        if pays or forced:
+            chosen, accuracy, paid = path, table.at[best, "accuracy"], number
+        elif number > paid + 1 or plan.keep is not None or not table["dropped"].any():
             break
     trace = pd.concat(seen, ignore_index=True)[list(COLUMNS)]
-    return replace(plan, blocks=current, trace=trace, complete=complete)
+    trace["kept"] &= trace["round"] <= paid
+    return replace(plan, blocks=chosen, trace=trace, complete=complete)
 
 
-def _earns(plan: GreedyResult, row: pd.Series, forward: bool) -> bool:
-    """Whether the larger of two subsets, the one so far and a candidate, is so much better that it is worth a block."""
+def _earns(plan: GreedyResult, row: pd.Series, forward: bool, steps: int) -> bool:
+    """Whether the larger of two subsets, the chosen one and a candidate, is so much better that `steps` blocks pay."""
     gain = row["gain"] if forward else -row["gain"]
-    return bool(gain > plan.epsilon and (plan.keep is None or row["p"] <= plan.keep.alpha))
+    return bool(gain > steps * plan.epsilon and (plan.keep is None or row["p"] <= plan.keep.alpha))
 
 
 def _neighbours(names: Sequence[str], current: tuple[str, ...], forward: bool) -> dict[str, tuple[str, ...]]:
@@ -237,3 +242,4 @@ def _checked_epsilon(epsilon: object) -> float:
     if not (epsilon >= 0 or epsilon == -math.inf):
         raise ValueError(f"epsilon is {epsilon}; it must be at least 0, or -inf to go through all rounds")
     return float(epsilon)
+

@@ -225,6 +225,64 @@ def test_a_race_that_gives_nothing_up_is_the_full_search(race, direction):
     assert raced.blocks == full.blocks and raced.cost == full.cost
 
 
+class GivesUp:
+    """A race in which all candidates but one are given up: by what is added, or by what is left."""
+
+    def __init__(self, *survivors):
+        self.survivors = survivors
+
+    def scores(self, study, subsets, beside=()):
+        rows = study.all_scores([*beside, *subsets]).assign(counted=True)
+        left = [*beside, *self.survivors] if set(self.survivors) & set(subsets) else [*beside, *subsets]
+        return rows.assign(dropped=[0 if blocks in left else 1 for blocks in rows["blocks"]])
+
+
+def table_of(accuracies, noise=0):
+    """A field whose subsets score as in a table, as "b1 b3" -> accuracy; others 0.3."""
+    return Field(lambda blocks, recipe: accuracies.get(" ".join(blocks), 0.3), n_blocks=3, noise=noise)
+
+
+@pytest.mark.parametrize(
+    "pair, epsilon, blocks",
+    [(0.6, 0.0, ("b1", "b2")), (0.6, 0.049, ("b1", "b2")), (0.6, 0.05, ()), (0.5, 0.0, ()), (0.49, 0.0, ())],
+)
+def test_after_a_failed_race_the_search_looks_one_round_further(pair, epsilon, blocks):
+    field = {"": 0.5, "b1": 0.45, "b2": 0.52, "b1 b2": pair}
+    race = GivesUp(("b1",))  # b2, which would have paid, is given up
+    result = greedy_subtuning(table_of(field), epsilon, race=race)
+    assert result.blocks == blocks
+    trace = result.trace
+    rounds = trace.loc[trace["kept"], "round"].tolist()
+    assert rounds == ([0, 1, 2] if blocks else [0]), "kept is what the chosen subset consists of"
+    gains = trace.set_index("blocks")["gain"].to_dict()
+    assert gains["b1",] == pytest.approx(-0.05) and gains["b1", "b2"] == pytest.approx(pair - 0.5), "over what paid"
+    assert trace["round"].max() == (3 if blocks else 2), "two failed rounds end it"
+    seen = greedy_subtuning(table_of(field), -math.inf, race=race)
+    assert_frame_equal(seen.replay(epsilon).trace, trace) and seen.replay(epsilon).blocks == blocks
+
+
+def test_a_failed_round_in_which_nothing_was_given_up_is_the_end():
+    result = greedy_subtuning(table_of({"": 0.5, "b1": 0.45, "b1 b2": 0.9}), race=GivesUp(("b9",)))
+    assert result.blocks == () and result.trace["round"].max() == 1
+
+
+def test_a_significance_rule_ends_a_failed_race():
+    field = table_of({"": 0.5, "b1": 0.45, "b1 b2": 0.9}, noise=0.001)
+    assert greedy_subtuning(field, race=GivesUp(("b1",)), keep=SignificantGain()).trace["round"].max() == 1
+    assert greedy_subtuning(field, race=GivesUp(("b1",))).blocks == ("b1", "b2")
+
+
+def test_backward_looks_one_round_further_too():
+    field = {"b1 b2 b3": 0.8, "b1 b3": 0.7, "b3": 0.85, "b1": 0.4, "": 0.3}
+    race = GivesUp(("b1", "b3"))
+    result = greedy_subtuning(table_of(field), direction="backward", race=race)
+    assert result.blocks == ("b3",) and result.trace.loc[result.trace["kept"], "round"].tolist() == [0, 1, 2]
+    field["b3"] = 0.79
+    kept = greedy_subtuning(table_of(field), direction="backward", race=race)
+    assert kept.blocks == ("b1", "b2", "b3") and kept.trace["kept"].sum() == 1
+    assert greedy_subtuning(table_of(field), 0.01, direction="backward", race=race).blocks == ("b3",)
+
+
 def test_a_raced_search_replays_and_takes_a_significance_rule():
     result = greedy_subtuning(Field(CLEAR), -math.inf, 2, race=Race(), keep=SignificantGain())
     assert result.blocks[:1] == ("b2",) or "b2" in result.blocks
