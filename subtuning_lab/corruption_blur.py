@@ -12,10 +12,8 @@ import numpy as np
 import scipy.ndimage
 import torch
 
-from subtuning_lab.corruption_noise import Generators, each
-from subtuning_lab.filters import along_axes, correlate, gaussian_filter, smear, zoom_matrix
-
-SLACK = 1e-6  # of 255 levels: a filtered flat area must not fall a level short by the last digit of a float
+from subtuning_lab.corruption_noise import Generators
+from subtuning_lab.filters import SLACK, along_axes, correlate, gaussian_filter, smear, zoom_matrix
 
 
 def gaussian_blur(x: torch.Tensor, sigma: float, generators: Generators) -> torch.Tensor:
@@ -71,7 +69,8 @@ def _taken_from(x: torch.Tensor, reach: int, rounds: int, generators: Generators
     inner = (slice(reach + 1, reach + 1 + rows), slice(reach + 1, reach + 1 + columns))
     inside[inner] = True
     shape = (rounds, rows, columns, 2)
-    steps = each(generators, lambda generator: generator.integers(-reach, reach, shape, dtype=np.int8), x).long()
+    steps = np.stack([generator.integers(-reach, reach, shape, dtype=np.int8) for generator in generators])
+    steps = torch.from_numpy(steps).to(x.device).long()
     source = place.flatten().expand(len(x), -1)
     for number in range(rounds):
         target = place.expand(len(x), -1, -1).clone()
@@ -97,8 +96,7 @@ def motion_blur(x: torch.Tensor, radius_sigma: tuple[int, float], generators: Ge
         the repeated edge, and that the result is rounded, not cut, to 8 bits. Not equal: ImageMagick sums in 16 bits,
         so that single values may differ by one level.
     """
-    angles = np.array([generator.uniform(-45, 45) for generator in generators])
-    return smear(x, *radius_sigma, angles)
+    return smear(x, *radius_sigma, generators.angles(-45, 45))
 
 
 def zoom_blur(x: torch.Tensor, stop_step: tuple[float, float], generators: Generators) -> torch.Tensor:

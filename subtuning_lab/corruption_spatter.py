@@ -10,11 +10,9 @@ import math
 
 import numpy as np
 import torch
-from torch.nn.functional import max_pool2d
 
-from subtuning_lab.corruption_blur import SLACK
-from subtuning_lab.corruption_noise import Generators, each
-from subtuning_lab.filters import gaussian_filter, pad
+from subtuning_lab.corruption_noise import Generators
+from subtuning_lab.filters import SLACK, gaussian_filter, pad
 
 _WATER, _MUD = (175, 238, 238), (63, 42, 20)  # red, green, blue of 255
 _LOW, _HIGH = 50, 150  # Canny's thresholds
@@ -41,8 +39,7 @@ def spatter(x: torch.Tensor, parameter: tuple[float, ...], generators: Generator
         around to 0; here the image stays as it is, and noise is cut to 1.
     """
     mean, deviation, sigma, least, strength, is_mud = parameter
-    noise = each(generators, lambda generator: generator.normal(mean, deviation, x.shape[2:]), x)
-    liquid = gaussian_filter(noise, sigma)
+    liquid = gaussian_filter(mean + deviation * generators.normal(*x.shape[2:]), sigma)
     liquid = torch.where(liquid < least, 0.0, liquid)
     if is_mud:
         cover = gaussian_filter((liquid > least).to(x.dtype), strength)[:, None]
@@ -117,7 +114,9 @@ def canny_edges(x: torch.Tensor) -> torch.Tensor:
 def _touched(strong: torch.Tensor, weak: torch.Tensor) -> torch.Tensor:
     """Let strong pixels (n, H, W) spread over weak ones that touch them, until nothing changes."""
     while True:
-        grown = (max_pool2d(strong[:, None].float(), 3, 1, 1)[:, 0] > 0) & weak
+        around = torch.nn.functional.pad(strong, (1, 1, 1, 1))
+        above = around[:, :-2] | around[:, 1:-1] | around[:, 2:]
+        grown = (above[..., :-2] | above[..., 1:-1] | above[..., 2:]) & weak
         if torch.equal(grown, strong):
             return strong
         strong = grown
@@ -142,16 +141,17 @@ def chamfer_distance(targets: torch.Tensor, farthest: float) -> torch.Tensor:
 def _swept(distance: torch.Tensor, farthest: float) -> torch.Tensor:
     """Shorten distances (n, H, W) by steps that come from above and from the left."""
     height, width = distance.shape[1:]
-    ramp = torch.arange(width, dtype=distance.dtype, device=distance.device)
-    rows = torch.full((height + 2, len(distance), width + 4), farthest, dtype=distance.dtype, device=distance.device)
-    rows[2:, :, 2:-2] = distance.transpose(0, 1)
+    ramp = torch.arange(width, dtype=distance.dtype, device=distance.device)[:, None]
+    # Images last, so that each step reads and writes memory in its order.
+    rows = torch.full((height + 2, width + 4, len(distance)), farthest, dtype=distance.dtype, device=distance.device)
+    rows[2:, 2:-2] = distance.permute(1, 2, 0)
     for row in range(2, height + 2):
-        best = rows[row, :, 2:-2]
+        best = rows[row, 2:-2]
         for up, left, length in _STEPS:
-            best = torch.minimum(best, rows[row - up, :, 2 + left : 2 + left + width] + length)
+            best = torch.minimum(best, rows[row - up, 2 + left : 2 + left + width] + length)
         # A way along the row from the left is a running minimum once the ramp is taken off.
-        rows[row, :, 2:-2] = (best - ramp).cummin(dim=1).values + ramp
-    return rows[2:, :, 2:-2].transpose(0, 1)
+        rows[row, 2:-2] = (best - ramp).cummin(dim=0).values + ramp
+    return rows[2:, 2:-2].permute(2, 0, 1)
 
 
 def equalized(x: torch.Tensor) -> torch.Tensor:

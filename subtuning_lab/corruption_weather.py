@@ -7,15 +7,14 @@ Source: Hendrycks and Dietterich (ICLR 2019) and the published scripts.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from subtuning_lab.corruption_noise import Generators, each
-from subtuning_lab.filters import along_axes, smear, zoom_matrix
+from subtuning_lab.corruption_noise import Generators
+from subtuning_lab.filters import along_axes, gaussian_filter, smear, zoom_matrix
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601)
-_DARK_ICE, _BRIGHT_ICE = (0.36, 0.46, 0.52), (0.79, 0.81, 0.84)  # mean colours of the published frost photographs
-_NEEDLES = 3  # directions of ice needles, 60 degrees apart
+_DARK_ICE, _BRIGHT_ICE = (0.40, 0.53, 0.59), (0.79, 0.81, 0.84)  # mean colours of the published frost photographs
+_FIBRES = 3  # directions of ice fibres, 60 degrees apart
 
 
 def brightness(x: torch.Tensor, shift: float, generators: Generators) -> torch.Tensor:
@@ -46,7 +45,7 @@ def plasma(x: torch.Tensor, decay: float, generators: Generators) -> torch.Tenso
         float64 (n, side, side); side is the least power of two that covers the images.
     """
     side = 1 << (max(x.shape[2:]) - 1).bit_length()
-    draws = each(generators, lambda generator: generator.uniform(-1, 1, side * side - 1), x)
+    draws = 2 * generators.uniform(side * side - 1) - 1
     field, amplitude = x.new_zeros(len(x), 1, 1), 100.0**2
     while (coarse := field.shape[1]) < side:
         noise, draws = draws[:, : 3 * coarse**2], draws[:, 3 * coarse**2 :]
@@ -73,18 +72,17 @@ def snow(x: torch.Tensor, parameter: tuple[float, ...], generators: Generators) 
     Source: the published scripts; the motion is `smear`, at -135 to -45 degrees. Flakes are cut to 8 bits before.
     """
     mean, deviation, enlarged, least, radius, sigma, share = parameter
-    noise = each(generators, lambda generator: generator.normal(mean, deviation, x.shape[2:]), x)
-    angles = np.array([generator.uniform(-135, -45) for generator in generators])
+    noise = mean + deviation * generators.normal(*x.shape[2:])
     noise = along_axes(noise, *(zoom_matrix(size, enlarged) for size in x.shape[2:]))
     flakes = torch.where(noise < least, 0.0, noise).clamp(0.0, 1.0)
-    flakes = smear(torch.floor(flakes[:, None] * 255) / 255, radius, sigma, angles)
+    flakes = smear(torch.floor(flakes[:, None] * 255) / 255, radius, sigma, generators.angles(-135, -45))
     grey = (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
     white = share * x + (1 - share) * torch.maximum(x, grey * 1.5 + 0.5)
     return white + flakes + flakes.flip(2, 3)
 
 
 def frost(x: torch.Tensor, shares: tuple[float, float], generators: Generators) -> torch.Tensor:
-    """Mix the image, `kept`, with a texture of ice, `added`: needles in three directions on blotches of rime.
+    """Mix the image, `kept`, with a texture of ice, `added`: fibres in three directions over blotches.
 
     Source: the published scripts mix with crops of photographs of frost, which are not ours to pass on. This texture
         is drawn instead; it has their mean colours, from dark blue to near white, but not their crystals. Accuracies
@@ -95,22 +93,18 @@ def frost(x: torch.Tensor, shares: tuple[float, float], generators: Generators) 
 
 
 def _ice(x: torch.Tensor, generators: Generators) -> torch.Tensor:
-    """Textures of ice for images x; float64 (n, 3, H, W) in [0, 1]."""
+    """Textures of ice: fibres along three directions, deep or shallow by patches; float64 (n, 3, H, W) in [0, 1]."""
     height, width = x.shape[2:]
     rime = plasma(x, 2.0, generators)[:, None, :height, :width]
-    seeds = each(generators, lambda generator: generator.random((_NEEDLES, height, width)), x)
-    turns = np.array([generator.uniform(0, 60) for generator in generators])
-    bright = each(generators, lambda generator: generator.random((1, 1, 1)), x)
-    length = max(4, round(max(height, width) / 16))  # pixels
-    needles = torch.cat(
-        [
-            smear((seeds[:, number : number + 1] > 0.97).to(x.dtype), length, length / 2, turns + 60 * number)
-            for number in range(_NEEDLES)
-        ],
-        dim=1,
-    ).amax(dim=1, keepdim=True)
-    needles = (needles * length / 2).clamp(max=1.0) * rime
+    noise, pale = generators.normal(_FIBRES, height, width), generators.uniform(1, 1, 1)
+    turns = generators.angles(0, 60)
+    length = max(4, round(max(height, width) / 12))  # pixels
+    noise = gaussian_filter(noise, 0.5 + length / 24)
+    noise = (0.5 + noise / 2).clamp(0, 1)  # `smear` takes values from 0 to 1
+    along = [smear(noise[:, k : k + 1], length, length / 2, turns + 60 * k) for k in range(_FIBRES)]
+    fibres = torch.cat(along, dim=1).amax(dim=1, keepdim=True)
+    fibres = fibres - fibres.mean(dim=(2, 3), keepdim=True)
+    fibres = fibres / fibres.std(dim=(2, 3), keepdim=True).clamp(min=1e-6)
     dark, white = (x.new_tensor(colour).view(1, 3, 1, 1) for colour in (_DARK_ICE, _BRIGHT_ICE))
-    base = dark + (white - dark) * bright
-    relief = 0.45 * (1.2 - bright) * (rime - 0.5) + 0.5 * (needles - needles.mean(dim=(2, 3), keepdim=True))
-    return (base + relief).clamp(0, 1)
+    depth = (1.3 - pale) * (0.35 + rime) * 0.08
+    return (dark + (white - dark) * pale + 0.3 * (1.2 - pale) * (rime - 0.5) + depth * fibres).clamp(0, 1)

@@ -12,7 +12,9 @@ from typing import Literal
 import numpy as np
 import scipy.ndimage
 import torch
+from scipy.fft import next_fast_len
 
+SLACK = 1e-6  # of 255 levels: a filtered flat area must not fall a level short by the last digit of a float
 Border = Literal["edge", "reflect", "symmetric"]  # as in numpy.pad: repeat the edge, mirror at it, mirror with it
 
 
@@ -91,9 +93,10 @@ def correlate(x: torch.Tensor, kernel: np.ndarray, border: Border = "reflect") -
     high, wide = (size // 2 for size in kernel.shape)
     padded = pad(x, (high, high), (wide, wide), border)
     turned = torch.from_numpy(np.ascontiguousarray(kernel[::-1, ::-1]).astype(np.float64)).to(x.device)
-    size = padded.shape[-2:]
-    product = torch.fft.rfft2(padded) * torch.fft.rfft2(turned, s=size)
-    return torch.fft.irfft2(product, s=size)[..., 2 * high :, 2 * wide :]  # what wraps around is cut off
+    size = tuple(next_fast_len(side, real=True) for side in padded.shape[-2:])
+    product = torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(turned, s=size)
+    whole = torch.fft.irfft2(product, s=size)[..., : padded.shape[-2], : padded.shape[-1]]
+    return whole[..., 2 * high :, 2 * wide :]  # what wraps around is cut off
 
 
 def smear(x: torch.Tensor, radius: int, sigma: float, angles: np.ndarray) -> torch.Tensor:
