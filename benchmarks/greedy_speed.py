@@ -8,10 +8,12 @@ Greedy SubTuning up to 3 blocks, every score computed anew, by four searches:
     halving   by rank after a short schedule (`Halving`)
 
 Printed are the seconds of each search, what full needs more or less, and what each chose: mean accuracy over the folds
-with its standard error, and whether that is within one standard error of the full search's.
+with its standard error, and whether that is within one standard error of the full search's. With --records the searches
+share their scores, which is quick on a machine that others use too: then the arithmetic is compared, and not seconds.
 
     python benchmarks/greedy_speed.py
     python benchmarks/greedy_speed.py --task digits --task glyphs --seed 0 --seed 1 --without-lean
+    python benchmarks/greedy_speed.py --task digits --task glyphs --seed 0 --seed 1 --records runs/greedy.sqlite
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ import gc
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import pandas as pd
 import torch
 from profile_speed import lean_way
 
@@ -45,6 +49,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--without-lean", action="store_true")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: where others use the machine too")
+    parser.add_argument("--records", help="file in which the searches share their scores")
+    parser.add_argument("--out", type=Path, help="CSV file for what was chosen")
     arguments = parser.parse_args()
     print(machine_line(), f"threads {torch.get_num_threads()}, {arguments.clock} clock")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,10 +61,15 @@ def main() -> None:
     for name in arguments.task or ["digits"]:
         for seed in arguments.seed or [0]:
             task = lab.load_task(name, train_size=arguments.images, seed=seed)
-            results = measure(backbone, task, recipe, not arguments.without_lean, CLOCKS[arguments.clock])
+            if arguments.records:
+                results = search_all(backbone, task, recipe, arguments.records)
+            else:
+                results = measure(backbone, task, recipe, not arguments.without_lean, CLOCKS[arguments.clock])
             for search, result in results.items():
                 found[search][f"{name}, seed {seed}"] = result
-    report(found)
+    table = report(found)
+    if arguments.out:
+        table.to_csv(arguments.out, index=False, float_format="%.6g")
 
 
 def warm_up(backbone: lab.Chain, recipe: lab.Recipe) -> None:
@@ -91,6 +102,14 @@ def measure(
     return found
 
 
+def search_all(backbone: lab.Chain, task: lab.Task, recipe: lab.Recipe, records: str) -> dict[str, GreedyResult]:
+    """What all searches find, on shared scores."""
+    study = lab.Study(backbone, task, recipe, folds=5, device=backbone.mean.device, records=records, progress=False)
+    found = {search: greedy_subtuning(study, -math.inf, 3, race=race) for search, race in SEARCHES.items()}
+    print(f"{study.title}, 5 folds, {recipe.epochs} epochs, {len(found['full'].trace)} subsets of up to 3 blocks")
+    return found
+
+
 def lean_search(backbone: lab.Chain, task: lab.Task, recipe: lab.Recipe, subsets: list[tuple[str, ...]]) -> None:
     """The trainings of a search one after another, on the same folds."""
     device = backbone.mean.device
@@ -109,18 +128,21 @@ def timed(run: Callable[[], object], clock: Callable[[], float]) -> tuple[float,
     return clock() - start, result
 
 
-def report(found: dict[str, dict[str, GreedyResult]]) -> None:
+def report(found: dict[str, dict[str, GreedyResult]]) -> pd.DataFrame:
     """Prints what the searches chose, and with epsilon = 0 would have chosen, of the same rounds."""
+    tables = []
     for epsilon in (-math.inf, 0.0):
         own = {
             search: {label: result.replay(epsilon) for label, result in results.items()}
             for search, results in found.items()
         }
         print(f"\nepsilon {epsilon}: chosen blocks, accuracy and its standard error over 5 folds")
-        for row in agreement_table(**own).sort_values("label", kind="stable").itertuples():
-            within = "" if row.search == "full" else f"  within 1 SE: {'yes' if row.within else 'no'}"
-            score = f"{row.accuracy:.3f} +- {row.std / math.sqrt(row.n):.3f}"
-            print(f"  {row.label:20} {row.search:8} {score}  {' + '.join(row.blocks) or 'none'}{within}")
+        tables.append(agreement_table(**own).assign(epsilon=epsilon))
+        for row in tables[-1].sort_values("label", kind="stable").itertuples():
+            score = f"{row.accuracy:.3f} +- {row.std / math.sqrt(row.n):.3f}  {' + '.join(row.blocks) or 'none'}"
+            cheaper = f"  within 1 SE: {'yes' if row.within else 'no'}, {row.saved_flops:.1f} x fewer FLOPs"
+            print(f"  {row.label:20} {row.search:8} {score}{'' if row.search == 'full' else cheaper}")
+    return pd.concat(tables, ignore_index=True).drop(columns=["seconds", "saved"])
 
 
 if __name__ == "__main__":

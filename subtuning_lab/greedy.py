@@ -39,10 +39,10 @@ class GreedyResult:
         blocks: the chosen subset, in the network's order.
         trace: one row per scored subset: `direction`; `round` (0 for the start); `candidate` (the block added, or
             removed; empty for the start); `blocks`; `params`; `accuracy` and `std` (mean and standard deviation over
-            seeds and folds), `n`; `gain` over the last subset that paid; `p` (by the significance rule, if one was given);
-            `kept`; `forced` (a removal made for `max_blocks` only); `dropped` (the stage of a race after which the
-            candidate was given up: its scores are partial, its gain is missing; else 0); `trainings`, `seconds` and
-            `flops` of that candidate, as if nothing had been recorded before.
+            seeds and folds), `n`; `gain` over the last subset that paid; `p` (by the significance rule, if one was
+            given); `kept`; `forced` (a removal made for `max_blocks` only); `dropped` (the stage of a race after which
+            the candidate was given up: its scores are partial, its gain is missing; else 0); `trainings`, `seconds`
+            and `flops` of that candidate, as if nothing had been recorded before.
         epsilon, direction, max_blocks, keep: as given.
         block_names: of the backbone, from input to output.
         title: backbone, task, number of training images.
@@ -242,4 +242,3 @@ def _checked_epsilon(epsilon: object) -> float:
     if not (epsilon >= 0 or epsilon == -math.inf):
         raise ValueError(f"epsilon is {epsilon}; it must be at least 0, or -inf to go through all rounds")
     return float(epsilon)
-

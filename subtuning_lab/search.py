@@ -129,7 +129,8 @@ def agreement_table(full: Mapping[str, Found], **cheaper: Mapping[str, Found]) -
     Returns:
         One row per label and search: `label`, `search`, `blocks`, `same` (blocks as of the full search), `accuracy`,
         `std`, `n`, `difference` from the full search's accuracy, `within` (at most one standard error of the full
-        search's accuracy below it), `trainings`, `seconds`, `saved` (how many times fewer seconds the search takes).
+        search's accuracy below it), `trainings`, `seconds`, `saved` (how many times fewer seconds the search takes),
+        `flops`, `saved_flops` (likewise; a trunk that candidates share counts for each of them).
 
     Raises:
         ValueError: labels that differ.
@@ -145,7 +146,8 @@ def agreement_table(full: Mapping[str, Found], **cheaper: Mapping[str, Found]) -
             row |= {"accuracy": own.accuracy, "std": own.std, "n": own.n, "difference": difference}
             row["within"] = difference >= -round(whole.std / math.sqrt(whole.n), DIGITS)
             row |= {"trainings": own.cost.trainings, "seconds": own.cost.seconds}
-            rows.append(row | {"saved": whole.cost.seconds / own.cost.seconds})
+            row |= {"saved": whole.cost.seconds / own.cost.seconds, "flops": own.cost.flops}
+            rows.append(row | {"saved_flops": whole.cost.flops / own.cost.flops})
     return pd.DataFrame(rows)
 
 

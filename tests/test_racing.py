@@ -371,6 +371,7 @@ def test_the_agreement_table_compares_with_the_full_search():
     assert row["difference"] == pytest.approx(last.accuracy - whole.accuracy) and row["blocks"] == last.blocks
     assert row["within"] == (last.accuracy >= whole.accuracy - whole.std / math.sqrt(5))
     assert row["saved"] == pytest.approx((1 + 4 + 3) * 50 / (50 + 7 * 5 + 2 * 50))
+    assert row["flops"] == 100 * row["trainings"] and row["saved_flops"] == pytest.approx((1 + 4 + 3) / (1 + 7 + 2))
     with pytest.raises(ValueError, match="halving has results of"):
         agreement_table(full, halving={"noise 0.0": last})
 
