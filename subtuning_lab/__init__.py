@@ -6,6 +6,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "ablations": "ablate summarize_variants variant_differences",
     "active": "active_learning strategy_differences summarize_queries",
     "backbones": "backbone_names load_backbone",
     "baselines": "compare_methods grid_caption method_names random_subsets",
@@ -18,6 +19,7 @@ _PUBLIC = {
     "greedy": "GreedyResult greedy_subtuning",
     "head2toe": "Head2Toe",
     "hub": "from_hub push_to_hub write_repository",
+    "interpolation": "interpolate interpolation_curve summarize_interpolation",
     "jacobian": "gradient_norms",
     "job": "Fit",
     "latency": "Latency compare_latency measure_latency",
@@ -36,7 +38,9 @@ _PUBLIC = {
     "search": "SearchResult agreement_table best_window exhaustive_search",
     "significance": "SignificantGain",
     "siamese": "MergedNetwork merge_tasks",
+    "shift_plots": "plot_forgetting plot_shifts plot_steps",
     "source_network": "SourceNetwork with_statistics",
+    "stability": "profile_agreement profile_stability",
     "study": "Study",
     "tasks": "Split Task load_task task_names",
     "training": "fit_together",

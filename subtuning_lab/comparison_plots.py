@@ -81,7 +81,7 @@ def plot_curves(
     if ax is None:
         _, ax = plt.subplots(figsize=(7.0, 4.4), layout="constrained")
     for (method, rows), (colour, marker) in zip(
-        table.groupby("method", sort=False), _styles(table["method"]), strict=True
+        table.groupby("method", sort=False), method_styles(table["method"]), strict=True
     ):
         rows = rows.sort_values(x)
         width = rows[spread].fillna(0)
@@ -119,7 +119,7 @@ def plot_tradeoff(
         _, ax = plt.subplots(figsize=(7.0, 4.4), layout="constrained")
     cost = table[x].astype(float)
     least = cost[cost > 0].min() / 4 if (cost > 0).any() else 1.0
-    for (_, row), (colour, marker) in zip(table.iterrows(), _styles(table["method"]), strict=True):
+    for (_, row), (colour, marker) in zip(table.iterrows(), method_styles(table["method"]), strict=True):
         at = row[x] or least
         error = 0.0 if pd.isna(row[spread]) else row[spread]
         style = {"fmt": marker, "color": colour, "markersize": 8, "capsize": 3, "elinewidth": 1}
@@ -196,7 +196,7 @@ def _draw_rounds(ax: Axes, trace: pd.DataFrame, names: list[str]) -> float:
     return best
 
 
-def _styles(methods: Iterable[str]) -> list[tuple[str, str]]:
+def method_styles(methods: Iterable[str]) -> list[tuple[str, str]]:
     """A colour and a marker per different method, in order; the known ones have their own colour."""
     different, others = list(dict.fromkeys(methods)), iter(_OTHERS * 9)
     colours = {method: _COLOURS[method] if method in _COLOURS else next(others) for method in different}

@@ -142,7 +142,7 @@ def corrupted(split: Split, corruption: str, part: int) -> Split:
 
 
 def stage_subsets(backbone: Chain) -> dict[str, tuple[str, ...]]:
-    """The network's stages by name, "stage 1" and so on, with the stem in the first and a tail with weights in the last.
+    """The network's stages by name, "stage 1" and so on; the first has the stem, the last a tail with weights.
 
     Source: surgical finetuning (Lee et al. 2023), which tunes one of them.
     """
