@@ -13,7 +13,7 @@ import scipy.ndimage
 import torch
 
 from subtuning_lab.corruption_noise import Generators
-from subtuning_lab.filters import SLACK, along_axes, correlate, gaussian_filter, smear, zoom_matrix
+from subtuning_lab.filters import along_axes, correlate, cut, gaussian_filter, smear, zoom_matrix
 
 
 def gaussian_blur(x: torch.Tensor, sigma: float, generators: Generators) -> torch.Tensor:
@@ -54,7 +54,7 @@ def glass_blur(x: torch.Tensor, parameter: tuple[float, int, int], generators: G
         and what this does.
     """
     sigma, reach, rounds = parameter
-    blurred = torch.floor(gaussian_filter(x, sigma) * 255 + SLACK) / 255
+    blurred = cut(gaussian_filter(x, sigma))
     source = _taken_from(x, reach, rounds, generators)
     moved = blurred.flatten(2).gather(2, source[:, None].expand(-1, x.shape[1], -1)).view_as(x)
     return gaussian_filter(moved, sigma)
@@ -93,8 +93,8 @@ def motion_blur(x: torch.Tensor, radius_sigma: tuple[int, float], generators: Ge
     """Smear along a line at a random angle of -45 to 45 degrees.
 
     Source: ImageMagick's motion blur, which the published scripts call. Equal: the kernel, its way over the pixels,
-        the repeated edge, and that the result is rounded, not cut, to 8 bits. Not equal: ImageMagick sums in 16 bits,
-        so that single values may differ by one level.
+        the repeated edge, and that the result is cut to 8 bits. Not equal: ImageMagick sums in 16 bits, so that some
+        values differ by one level: 0.2 to 1.2 % of them when compared with ImageMagick 6.9.11.
     """
     return smear(x, *radius_sigma, generators.angles(-45, 45))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from subtuning_lab.corruption_noise import Generators
-from subtuning_lab.filters import along_axes, gaussian_filter, smear, zoom_matrix
+from subtuning_lab.filters import along_axes, cut, gaussian_filter, smear, zoom_matrix
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601)
 _DARK_ICE, _BRIGHT_ICE = (0.40, 0.53, 0.59), (0.79, 0.81, 0.84)  # mean colours of the published frost photographs
@@ -69,13 +69,13 @@ def snow(x: torch.Tensor, parameter: tuple[float, ...], generators: Generators) 
         parameter: (mean, deviation) of normal noise, its enlargement, the value from which it is a flake, radius and
             sigma of the flakes' motion in pixels, and the share of the image that is not whitened.
 
-    Source: the published scripts; the motion is `smear`, at -135 to -45 degrees. Flakes are cut to 8 bits before.
+    Source: the published scripts; flakes are cut to 8 bits before and after they move by `smear`.
     """
     mean, deviation, enlarged, least, radius, sigma, share = parameter
     noise = mean + deviation * generators.normal(*x.shape[2:])
     noise = along_axes(noise, *(zoom_matrix(size, enlarged) for size in x.shape[2:]))
     flakes = torch.where(noise < least, 0.0, noise).clamp(0.0, 1.0)
-    flakes = smear(torch.floor(flakes[:, None] * 255) / 255, radius, sigma, generators.angles(-135, -45))
+    flakes = cut(smear(cut(flakes[:, None]), radius, sigma, generators.angles(-135, -45)))
     grey = (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
     white = share * x + (1 - share) * torch.maximum(x, grey * 1.5 + 0.5)
     return white + flakes + flakes.flip(2, 3)
@@ -100,7 +100,6 @@ def _ice(x: torch.Tensor, generators: Generators) -> torch.Tensor:
     turns = generators.angles(0, 60)
     length = max(4, round(max(height, width) / 12))  # pixels
     noise = gaussian_filter(noise, 0.5 + length / 24)
-    noise = (0.5 + noise / 2).clamp(0, 1)  # `smear` takes values from 0 to 1
     along = [smear(noise[:, k : k + 1], length, length / 2, turns + 60 * k) for k in range(_FIBRES)]
     fibres = torch.cat(along, dim=1).amax(dim=1, keepdim=True)
     fibres = fibres - fibres.mean(dim=(2, 3), keepdim=True)

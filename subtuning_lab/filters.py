@@ -70,6 +70,11 @@ def gaussian_filter(x: torch.Tensor, sigma: float, mode: str = "nearest", trunca
     return along_axes(x, *(gaussian_matrix(size, sigma, mode, truncate) for size in x.shape[-2:]))
 
 
+def cut(x: torch.Tensor) -> torch.Tensor:
+    """Cut values in [0, 1] to 8 bits, as the published scripts do between two filters; float64 again."""
+    return torch.floor(x * 255 + SLACK) / 255
+
+
 def pad(x: torch.Tensor, rows: tuple[int, int], columns: tuple[int, int], border: Border) -> torch.Tensor:
     """Add (before, after) rows and columns to every image (..., H, W), more than it has if need be."""
     height, width = (torch.from_numpy(np.arange(size)) for size in x.shape[-2:])
@@ -103,12 +108,12 @@ def smear(x: torch.Tensor, radius: int, sigma: float, angles: np.ndarray) -> tor
     """Smear each image along a line of its own: ImageMagick's motion blur, half a normal curve from each pixel on.
 
     Args:
-        x: float64 (n, C, H, W) in [0, 1].
+        x: float64 (n, C, H, W).
         radius: the line has `2 * radius + 1` points a pixel apart, each moved to the nearest pixel.
         sigma: standard deviation of the curve in pixels.
         angles: (n,) in degrees.
     Returns:
-        float64 (n, C, H, W), rounded to 8 bits as ImageMagick's images are; beyond the edge its pixels repeat.
+        float64 (n, C, H, W); beyond the edge its pixels repeat.
     """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
@@ -123,7 +128,7 @@ def smear(x: torch.Tensor, radius: int, sigma: float, angles: np.ndarray) -> tor
     for number, path in enumerate(paths.reshape(len(paths), -1, 2)):
         chosen = torch.from_numpy(order[ends[number] : ends[number + 1]]).to(x.device)
         out[chosen] = _along_path(x[chosen], weights, path)
-    return torch.floor(out * 255 + 0.5) / 255
+    return out
 
 
 def _along_path(x: torch.Tensor, weights: np.ndarray, path: np.ndarray) -> torch.Tensor:
