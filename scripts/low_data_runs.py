@@ -38,6 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--max-blocks", type=int, default=2)
     parser.add_argument("--max-window", type=int, default=2)
+    parser.add_argument("--race", action="store_true", help="give up hopeless candidates of greedy early")
     parser.add_argument("--methods", default=", ".join(METHODS))
     parser.add_argument("--records", type=Path, default=Path("runs/low_data.sqlite"))
     parser.add_argument("--out", type=Path, default=Path("results/low_data"), help="path without its suffix")
@@ -54,6 +55,7 @@ def main() -> None:
     recipe = lab.recipe_grid(recipe, image_size=[given.image_size])[0]
     recipes = lab.recipe_grid(recipe, lr=[float(lr) for lr in given.lrs.split(",")], bn=["batch", "frozen"])
     how = {"folds": given.folds, "repeats": given.repeats, "max_blocks": given.max_blocks, "records": given.records}
+    how["race"] = lab.Race(short=1 / given.epochs) if given.race else None
     methods = [name.strip() for name in given.methods.split(",")]
     given.out.parent.mkdir(parents=True, exist_ok=True)
     sizes = [int(size) for size in given.sizes.split(",")]
