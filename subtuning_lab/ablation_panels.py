@@ -6,7 +6,7 @@ import ipywidgets as widgets
 import pandas as pd
 from matplotlib.axes import Axes
 
-from subtuning_lab.ablation_plots import plot_forgetting, plot_interpolation
+from subtuning_lab.ablation_plots import plot_alphas, plot_interpolation
 from subtuning_lab.panels import Panel, Picture, draw
 
 _COLUMNS = ("alpha", "images", "accuracy", "std", "n")
@@ -64,7 +64,7 @@ class AlphaPanel(Panel):
         plot_interpolation(self.summary, self.choice.value, ax=ax)
 
     def _paint_corner(self, ax: Axes) -> None:
-        plot_forgetting(self.summary, self.choice.value, ax=ax)
+        plot_alphas(self.summary, self.choice.value, ax=ax)
 
 
 def _checked(summary: object) -> pd.DataFrame:

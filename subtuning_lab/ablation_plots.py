@@ -15,7 +15,7 @@ _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")  # apa
 _MARKERS = "osD^vP*"
 _IMAGES = {
     "target": (BLUE, "o", "-", "the task (validation images)"),
-    "clean": (ORANGE, "s", "--", "clean images of before"),
+    "clean": (ORANGE, "s", "--", "clean images"),
 }
 
 
@@ -63,8 +63,11 @@ def plot_differences(differences: pd.DataFrame, ax: Axes | None = None) -> Axes:
     if ax is None:
         _, ax = plt.subplots(figsize=(7.0, 1.1 + 0.34 * len(differences)), layout="constrained")
     rows = differences[::-1]  # the first row on top
-    several = differences["subset"].nunique() > 1
-    labels = [f"{own.variant}, {own.subset}" if several else own.variant for own in rows.itertuples()]
+    tuned, changed = (differences[name].nunique() > 1 for name in ("subset", "variant"))
+    labels = [
+        f"{own.variant}, {own.subset}" if tuned and changed else own.subset if tuned else own.variant
+        for own in rows.itertuples()
+    ]
     places = np.arange(len(rows))
     colours = [
         GREY if not abs(own.difference) > 2 * own.error else BLUE if own.difference > 0 else ORANGE
@@ -78,7 +81,7 @@ def plot_differences(differences: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_yticks(places, labels)
     ax.set_ylim(-0.6, len(rows) - 0.4)
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    ax.set_xlabel("difference in accuracy")
+    ax.set_xlabel("difference in accuracy" if changed else f"{rows['variant'].iloc[0]}: difference in accuracy")
     ax.set_title(f"paired differences with one and two standard errors; n = {_range(differences['n'])}", fontsize=10)
     sns.despine(ax=ax)
     return ax
@@ -113,7 +116,7 @@ def plot_interpolation(summary: pd.DataFrame, alpha: float | None = None, ax: Ax
     return ax
 
 
-def plot_forgetting(summary: pd.DataFrame, alpha: float, ax: Axes | None = None) -> Axes:
+def plot_alphas(summary: pd.DataFrame, alpha: float, ax: Axes | None = None) -> Axes:
     """What each alpha keeps of the clean images, against what it brings on the task; the best corner is top right.
 
     Args:

@@ -182,7 +182,8 @@ def rank_correlations(
 
 def _correlation(pairs: list[np.ndarray], resamples: int, confidence: float, seed: int) -> tuple[float, ...]:
     """Mean over studies of Spearman's rho with a bootstrap interval, and of Kendall's tau-b; number of subsets."""
-    random, n, found = np.random.default_rng(seed), sum(map(len, pairs)), np.mean([float(spearman(own)) for own in pairs])
+    random, n = np.random.default_rng(seed), sum(map(len, pairs))
+    found = np.mean([float(spearman(own)) for own in pairs])
     if not np.isfinite(found):
         return math.nan, math.nan, math.nan, math.nan, n
     drawn = np.mean([spearman(own[random.integers(len(own), size=(resamples, len(own)))]) for own in pairs], axis=0)
