@@ -17,7 +17,7 @@ def merge(
     drop_block: DropBlock = None,
     model_option: ModelOption = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Side in pixels to bring images to; by default what the tasks or backbone want.")
+        int | None, typer.Option(help="Side in pixels to bring images to; by default what the tasks were tuned at.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -35,7 +35,8 @@ def merge(
     network = lab.load_backbone(backbone, weights=weights, drop_blocks=drop_block or [], **options)
     loaded = {name: lab.load_tuned(path, network) for name, path in zip(names, tasks, strict=True)}
     merged = lab.merge_tasks(network, loaded, keep_original=False)
-    size = image_size or next(iter(loaded.values())).image_size or network.input_size[-1]
+    trained = next((task.pixels for task in loaded.values() if task.pixels), network.input_size[1:])
+    size = (image_size, image_size) if image_size else trained
     rows = []
     for path in image:
         for name, logits in _answers(merged, path, size).items():
@@ -46,11 +47,11 @@ def merge(
     tell({"answers": answers}, as_json)
 
 
-def _answers(merged: object, path: Path, size: int) -> dict:
+def _answers(merged: object, path: Path, size: tuple[int, int]) -> dict:
     """Logits (classes,) of every task for one image, scaled and cropped as images of a task's folder are."""
     import torch
 
     from subtuning_lab.images import decode_images
 
     with torch.inference_mode():
-        return {name: logits[0] for name, logits in merged(decode_images([path], (size, size), None)).items()}
+        return {name: logits[0] for name, logits in merged(decode_images([path], size, None)).items()}

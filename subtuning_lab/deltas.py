@@ -56,6 +56,9 @@ class TunedTask:
         if not isinstance(self.backbone, Chain):
             raise TypeError(f"backbone is a {type(self.backbone).__name__}; it must be a Chain")
         check_number("head_depth", self.head_depth, 1)
+        check_number("image_size", self.image_size, 1)
+        if not all(isinstance(name, str) for name in self.classes):
+            raise TypeError(f"classes is {self.classes!r}; class names are strings")
         _check_scores(self.scores)
         _check_complete(self)
 
@@ -68,6 +71,12 @@ class TunedTask:
             f"{self.provenance.get('task', 'a task')} on {self.backbone.name}: {', '.join(names) or 'no block'} tuned, "
             f"{kind}readout of {len(self.classes)} classes; {scores or 'no scores'}"
         )
+
+    @property
+    def pixels(self) -> tuple[int, int] | None:
+        """Height and width of the images that its network works on; None where training didn't record them."""
+        recorded = self.provenance.get("pixels") if self.image_size is None else [self.image_size] * 2
+        return None if recorded is None else tuple(recorded)
 
     def network(self) -> nn.Module:
         """The separate network of this task, in eval mode: images (batch, 3, height, width) to logits (batch, classes).

@@ -139,7 +139,7 @@ def model_card(tuned: TunedTask, repo_id: str, file_bytes: int) -> str:
         "tuned blocks": ", ".join(blocks) or "none (linear probing)",
         "readout": ("frozen and tuned features (Siamese)" if tuned.siamese else "tuned features")
         + (f", {tuned.head_depth} layers" if tuned.head_depth > 1 else ""),
-        "image size": f"{tuned.image_size} pixels" if tuned.image_size else "as the images are",
+        "image size": _size(tuned),
         "size": f"{file_bytes:,} bytes; the whole backbone takes {tuned.size_table()['backbone_bytes'].sum():,}",
         **{name: show_score(value) for name, value in tuned.scores.items()},
     }
@@ -186,6 +186,13 @@ def _loading(tuned: TunedTask, repo_id: str) -> str:
 def _recipe(tuned: TunedTask) -> dict[str, object]:
     recipe = tuned.provenance.get("recipe")
     return {key: value for key, value in recipe.items() if value is not None} if isinstance(recipe, dict) else {}
+
+
+def _size(tuned: TunedTask) -> str:
+    if tuned.image_size is not None:
+        return f"{tuned.image_size} pixels"
+    trained = "; {} x {} pixels in training".format(*tuned.pixels) if tuned.pixels else ""
+    return f"as the images are{trained}"
 
 
 def _task_name(tuned: TunedTask) -> str:

@@ -119,8 +119,8 @@ def merge_tasks(backbone: Chain, tasks: Mapping[str, TunedTask], keep_original: 
 
     Raises:
         TypeError: no Chain, or a task that is no TunedTask.
-        ValueError: no tasks; a task of another backbone or image size, or named "original"; a part that mixes the
-            images of a batch.
+        ValueError: no tasks; a task of another backbone, or of images of another size, or named "original"; a part
+            that mixes the images of a batch.
 
     Source: PAPER "Efficient Multi-Task Inference", here for any number of tasks and any subsets.
     """
@@ -189,3 +189,10 @@ def _check_tasks(backbone: Chain, tasks: Mapping[str, TunedTask]) -> None:
                 f'task "{name}" has image_size {task.image_size}, task "{first}" has {tasks[first].image_size}; '
                 "merged tasks see the same images"
             )
+    trained = {task.pixels: name for name, task in tasks.items() if task.pixels}
+    if len(trained) > 1:
+        told = ", ".join(f'"{name}" {height} x {width}' for (height, width), name in trained.items())
+        raise ValueError(
+            f"tasks were trained on images of different sizes in pixels: {told}; merged tasks see the same images, so "
+            "tune them with one image_size in their recipes"
+        )

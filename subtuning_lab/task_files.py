@@ -156,8 +156,8 @@ def _as_text(header: Mapping[str, object]) -> str:
 def _checked(path: Path, texts: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> dict[str, object]:
     """The header, after everything that can be said without a backbone."""
     try:
-        header = json.loads(texts.get(_KEY, ""))
-    except json.JSONDecodeError:
+        header = json.loads(texts.get(_KEY, ""), parse_constant=_refuse)
+    except (ValueError, RecursionError):  # no JSON, or made to break its reader
         header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         told = header.get("format") if isinstance(header, dict) else None
@@ -171,6 +171,10 @@ def _checked(path: Path, texts: Mapping[str, str], tensors: Mapping[str, torch.T
     for name, kind in HEADER.items():
         _check_type(path, name, header[name], kind)
     return header
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no plain finite value")
 
 
 def _check_type(path: Path, name: str, value: object, kind: type) -> None:

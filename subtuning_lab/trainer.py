@@ -141,6 +141,7 @@ class Trainer:
             "task": self.task.name,
             "task_fingerprint": self.book.fingerprints["task"],
             "n_train": self.book.sizes(trial)[0],
+            "pixels": [self.image_size] * 2 if self.image_size else list(self.task.image_size),
             "seed": trial.seed,
             "recipe": trial.recipe.as_dict(),
             "versions": {name: version(name) for name in ("torch", "timm")} | {"python": platform.python_version()},

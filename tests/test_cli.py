@@ -1,5 +1,6 @@
 """The command line: output for people and machines, errors in one line, exit codes."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -191,6 +192,18 @@ def test_merge_gives_the_answers_of_the_separate_networks(tuned_files):
             shares = tuned.network()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).softmax(1)[0]
         assert row["answer"] == tuned.classes[shares.argmax()]
         assert row["probability"] == pytest.approx(shares.max().item(), rel=1e-4)
+
+
+def test_merge_brings_images_to_the_size_that_the_tasks_were_tuned_at(tuned_files, tmp_path):
+    tuned = lab.load_tuned(tuned_files / "digits.safetensors", lab.load_backbone("lab-resnet"))
+    assert tuned.pixels == (32, 32)
+    small = dataclasses.replace(tuned, provenance=tuned.provenance | {"pixels": [16, 24]})
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    told = call("merge", small.save(tmp_path / "small.safetensors"), "--image", tmp_path / "x.png", "--json")
+    (row,) = json.loads(told.stdout)["answers"]
+    shares = tuned.predict(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
+    assert row["probability"] == pytest.approx(shares.max().item(), rel=1e-4)
 
 
 def test_merge_tells_what_is_wrong_with_its_files(tuned_files):

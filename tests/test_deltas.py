@@ -49,6 +49,7 @@ def test_what_is_loaded_computes_what_was_saved(blocks, tmp_path):
     assert (loaded.blocks, loaded.classes, loaded.image_size) == (tuned.blocks, tuned.classes, 12)
     assert loaded.provenance == json.loads(json.dumps(tuned.provenance))
     assert loaded.provenance["recipe"]["image_size"] == 12 and loaded.provenance["n_train"] == 24
+    assert loaded.pixels == (12, 12) == tuple(loaded.provenance["pixels"])
     assert os.listdir(tmp_path) == ["t.safetensors"]
 
 
@@ -253,6 +254,7 @@ def test_what_comes_before_the_first_tuned_part_runs_once():
 
 
 def test_a_task_tells_what_it_is(tuned):
+    assert tuned.pixels == (8, 8) and dataclasses.replace(tuned, provenance={}).pixels is None
     assert str(tuned) == "tiny on tiny: block1, block3 tuned, readout of 3 classes; no scores"
     scored = dataclasses.replace(siamese(tiny_chain(), []), scores={"test accuracy": 0.91234, "n": 500})
     assert str(scored).endswith("no block tuned, Siamese readout of 3 classes; test accuracy 0.912, n 500")
@@ -274,6 +276,9 @@ def test_scores_and_normalization_are_in_the_file(tuned, tmp_path):
         ({"blocks": frozenset({"block9"})}, ValueError, "tiny has no block block9"),
         ({"blocks": frozenset({"block1"})}, ValueError, "of block3 is"),
         ({"classes": ("a", "b")}, ValueError, r"\(3,\) float32, expected \(2,\) float32"),
+        ({"classes": (0, 1, 2)}, TypeError, r"classes is \(0, 1, 2\); class names are strings"),
+        ({"image_size": 0}, ValueError, "image_size must be at least 1"),
+        ({"image_size": True}, TypeError, "image_size must be an int"),
         ({"scores": {"n": "many"}}, TypeError, "'n': 'many'"),
         ({"scores": {"accuracy": float("nan")}}, ValueError, "accuracy: nan"),
         ({"scores": {"good": True}}, TypeError, "True"),
@@ -350,6 +355,7 @@ EDITS = {
     "a size that is a truth": (lambda t, h: h.update(image_size=True), "image_size"),
     "a Siamese readout": (lambda t, h: h.update(siamese=True), r"\(3, 6\) float32, expected \(3, 12\) float32"),
     "an unknown dtype": (lambda t, h: h.update(dtype="int4"), "int4"),
+    "a size of nothing": (lambda t, h: h.update(image_size=0), "image_size must be at least 1"),
     "scores that are none": (lambda t, h: h.update(scores={"n": "many"}), "many"),
     "a missing tensor": (lambda t, h: t.pop("block1|bn.running_mean"), "bn.running_mean of block1"),
     "a missing readout": (lambda t, h: (t.pop("head|weight"), t.pop("head|bias")), "of head"),
@@ -401,6 +407,16 @@ def test_a_header_beside_ours_or_in_another_spelling_is_noticed(file):
             read_task(file)
     save_file(tensors, file, metadata={"tuned_task": text})
     assert read_task(file)[0]["base_name"] == "tiny"
+
+
+@pytest.mark.parametrize("value", ["[" * 20000 + "]" * 20000, "NaN", "1" * 5000], ids=["deep", "NaN", "long"])
+def test_a_header_that_breaks_its_reader_is_refused_by_name(file, value):
+    with safe_open(file, framework="pt") as content:
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a mapping
+        text = content.metadata()["tuned_task"]
+    save_file(tensors, file, metadata={"tuned_task": text.replace('"scores":{}', f'"scores":{value}')})
+    with pytest.raises(ValueError, match="t.safetensors holds no tuned task"):
+        read_task(file)
 
 
 def test_every_flipped_bit_is_noticed(file):
