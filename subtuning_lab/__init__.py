@@ -38,7 +38,7 @@ _PUBLIC = {
     "search": "SearchResult agreement_table best_window exhaustive_search",
     "significance": "SignificantGain",
     "siamese": "MergedNetwork merge_tasks",
-    "shift_plots": "plot_forgetting plot_shifts plot_steps",
+    "shift_plots": "plot_forgetting plot_shift_profiles plot_shifts plot_steps",
     "source_network": "SourceNetwork with_statistics",
     "stability": "profile_agreement profile_stability",
     "study": "Study",

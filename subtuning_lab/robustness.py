@@ -57,7 +57,8 @@ def shift_study(
         source_task: clean images, training and test.
         corruptions: "name@severity" each, or several of these with "+" between them.
         recipes: the grid that every method chooses from on the folds.
-        methods: of `SHIFT_METHODS` and `method_names()`; "stages" makes a row for each stage of the network alone.
+        methods: of `SHIFT_METHODS` and `method_names()`; "stages" makes a row for each stage of the network alone, and
+            "stage 1" is one of them.
         new_tasks: label shifts: tasks with other classes. What needs the pretrained readout is left out there.
         train_size: labelled images; None takes all.
         folds, records, progress: as for `Study`.
@@ -230,9 +231,10 @@ def _adapted(
     study: Study, methods: Sequence[str], searches: Mapping[str, GreedyResult], clean: Split | None, seed: int
 ) -> pd.DataFrame:
     """One row per method in their order, for one shift and repetition; without clean images, it is a label shift."""
-    usual = [name for name in methods if name not in (*_UNTRAINED, STAGES, GREEDY)]
+    own_stages = stage_subsets(study.backbone)
+    subsets = {name: blocks for name, blocks in own_stages.items() if name in methods or STAGES in methods}
     others = {name: _UNTRAINED[name] for name in methods if name in _UNTRAINED and clean is not None}
-    subsets = stage_subsets(study.backbone) if STAGES in methods else {}
+    usual = [name for name in methods if name not in (*_UNTRAINED, *own_stages, STAGES, GREEDY)]
     # Where greedy chose nothing, one block stands in as what random subsets are like.
     chosen = next((found.blocks for found in searches.values() if found.blocks), study.block_names[:1])
     extra = {"subsets": subsets, "others": others, "beside": clean}

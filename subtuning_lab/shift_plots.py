@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from subtuning_lab.comparison_plots import method_styles
 from subtuning_lab.plots import GREY, ORANGE
+from subtuning_lab.profiles import FULL_FINETUNING, LINEAR_PROBING, Profile
 
 _PAPER = "#FFFFFF"
 
@@ -120,12 +121,56 @@ def plot_forgetting(average: pd.DataFrame, summary: pd.DataFrame | None = None, 
     return ax
 
 
+def plot_shift_profiles(
+    profiles: Mapping[str, Profile], new_classes: Iterable[str] = (), ax: Axes | None = None
+) -> Axes:
+    """Finetuning profiles under several shifts on the same axes: linear probing left, single blocks, all parts right.
+
+    Args:
+        profiles: of `shift_profiles`, of one backbone and window.
+        new_classes: names of label shifts; their lines are dashed.
+        ax: where to draw; a new figure by default.
+
+    Returns:
+        The axes; bands are one standard deviation over repetitions and folds.
+
+    Raises:
+        ValueError: no profiles.
+    """
+    if not profiles:
+        raise ValueError("profiles is empty; give at least one finished profile")
+    dashed, tables = set(new_classes), {shift: _in_place(profile.table) for shift, profile in profiles.items()}
+    ticks = next(iter(tables.values()))["label"]
+    if ax is None:
+        _, ax = plt.subplots(figsize=(max(6.4, 2.6 + 0.6 * len(ticks)), 4.2), layout="constrained")
+    for (shift, rows), (colour, marker) in zip(tables.items(), method_styles(tables), strict=True):
+        width, places = rows["std"].fillna(0.0), np.arange(len(rows))
+        line = {"color": colour, "marker": marker, "markersize": 5, "linestyle": "--" if shift in dashed else "-"}
+        ax.plot(places[1:-1], rows["accuracy"][1:-1], label=shift, **line)
+        ax.plot(places[[0, -1]], rows["accuracy"].iloc[[0, -1]], **line | {"linestyle": "none", "markersize": 8})
+        ax.fill_between(places, rows["accuracy"] - width, rows["accuracy"] + width, color=colour, alpha=0.12, lw=0)
+    ax.set_xticks(range(len(ticks)), ticks, rotation=35, ha="right")
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    ax.set_ylabel("validation accuracy")
+    n = _range(pd.concat(list(tables.values()))["n"])
+    ax.set_title(f"what is tuned alone; bands: one standard deviation, n = {n}; dashed: new classes", fontsize=10)
+    ax.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    sns.despine(ax=ax)
+    return ax
+
+
 def one_size(table: pd.DataFrame) -> int:
     """The training-set size of a table. Raises ValueError unless it is one."""
     sizes = sorted(table["train_size"].unique())
     if len(sizes) != 1:
         raise ValueError(f"the table has training-set sizes {', '.join(map(str, sizes)) or 'none'}; draw one at a time")
     return int(sizes[0])
+
+
+def _in_place(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a profile with linear probing first and full finetuning last."""
+    order = table["kind"].map({LINEAR_PROBING: 0, FULL_FINETUNING: 2}).fillna(1)
+    return table.assign(order=order).sort_values(["order", "position"], kind="stable", ignore_index=True)
 
 
 def _matrix(summary: pd.DataFrame, values: str) -> pd.DataFrame:

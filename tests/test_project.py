@@ -38,13 +38,13 @@ FLOORS = {
     " queries robustness source_network stability vtab",
     "pictures": "ablation_plots bound_plots comparison_plots merge_plots plots shift_plots",
     "face": "ablation_panels block_panels bound_panels cli cli_bound cli_merge cli_search console controls curve_panels"
-    " merge_panels pages panels presets report reproduce search_panels",
+    " merge_panels pages panels presets report reproduce search_panels shift_panels",
 }
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names.split()}
 WITHOUT_TORCH = (
     *("bounds", "pac_bayes", "rademacher", "paper", "records", "rows"),
     *("greedy", "profiles", "racing", "search", "significance"),
-    *("ablation_plots", "bound_plots", "comparison_plots", "merge_plots", "plots"),
+    *("ablation_plots", "bound_plots", "comparison_plots", "merge_plots", "plots", "shift_plots"),
 )
 
 
