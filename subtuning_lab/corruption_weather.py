@@ -103,7 +103,7 @@ def _ice(x: torch.Tensor, generators: Generators) -> torch.Tensor:
     along = [smear(noise[:, k : k + 1], length, length / 2, turns + 60 * k) for k in range(_FIBRES)]
     fibres = torch.cat(along, dim=1).amax(dim=1, keepdim=True)
     fibres = fibres - fibres.mean(dim=(2, 3), keepdim=True)
-    fibres = fibres / fibres.std(dim=(2, 3), keepdim=True).clamp(min=1e-6)
+    fibres = fibres / fibres.std(dim=(2, 3), correction=0, keepdim=True).clamp(min=1e-6)
     dark, white = (x.new_tensor(colour).view(1, 3, 1, 1) for colour in (_DARK_ICE, _BRIGHT_ICE))
     depth = (1.3 - pale) * (0.35 + rime) * 0.08
     return (dark + (white - dark) * pale + 0.3 * (1.2 - pale) * (rime - 0.5) + depth * fibres).clamp(0, 1)

@@ -25,7 +25,7 @@ from subtuning_lab.filters import SLACK
 
 LARGEST_SMALL_SIZE = 64  # pixels: up to here CIFAR-10-C's parameters hold
 SEVERITIES = (1, 2, 3, 4, 5)
-_CHUNK_BYTES = 2**22  # of float64 values at a time: more of them leave a CPU's caches
+_CHUNK_BYTES = 2**21  # of float64 values at a time: more of them leave a CPU's caches
 _CHUNKS_OF_GPU = 64  # times as many at a time on a GPU, whose kernels are slow to start
 
 Parameter = float | tuple[float, ...]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from subtuning_lab.corruptions import check_corruption
-from subtuning_lab.folders import folder, vtab
+from subtuning_lab.folders import cifar10c, folder, vtab
 from subtuning_lab.listings import SPLIT_SEED, Listing, Part, stratified_choice
 from subtuning_lab.published import PUBLISHED, VTAB, published, vtab_sized
 
@@ -26,7 +26,9 @@ _SPEC = re.compile(r"(.*?)((?:\+[^+@/]+@[^+@/]*)*)", re.DOTALL)
 _PATTERNS = {
     "folder:DIR": "your images: DIR/train/<class>/* and DIR/test/<class>/* (or val/), or DIR/<class>/*",
     "vtab:DIR": "VTAB-1k's official lists in DIR: train800val200.txt, val200.txt, test.txt with 'path label' lines",
+    "cifar10c:DIR/NAME@SEVERITY": "CIFAR-10-C as published: DIR/NAME.npy and DIR/labels.npy, severity 1 to 5",
 }
+_LISTED = {"folder": folder, "vtab": vtab, "cifar10c": cifar10c}
 ADVICE = f"Without internet use 'digits', {', '.join(map(repr, GENERATED))}, or your own images: 'folder:DIR'."
 
 
@@ -51,7 +53,7 @@ def parse_spec(spec: str) -> tuple[str, list[tuple[str, int]]]:
         raise TypeError(f"a task is named by a string, got {spec!r}; arrays go through Task.from_arrays")
     match = _SPEC.fullmatch(spec)
     base, suffix = match.group(1), match.group(2)
-    if "+" in base and not base.startswith(("folder:", "vtab:")):
+    if "+" in base and base.partition(":")[0] not in _LISTED:
         raise ValueError(f"cannot read {spec!r}: a corruption is written '+name@severity', as in 'digits+contrast@3'")
     found = [part.split("@") for part in suffix.split("+")[1:]]
     corruptions = [(name, int(severity) if severity.isdecimal() else severity) for name, severity in found]
@@ -74,8 +76,8 @@ def list_images(
         ValueError, FileNotFoundError, ConnectionError: as `subtuning_lab.tasks.load_task`.
     """
     kind, _, path = base.partition(":")
-    if kind in ("folder", "vtab") and path:
-        return {"folder": folder, "vtab": vtab}[kind](Path(path).expanduser())
+    if kind in _LISTED and path:
+        return _LISTED[kind](Path(path).expanduser())
     if base == "digits":
         return digits()
     if base in GENERATED:

@@ -1,4 +1,4 @@
-"""Listings of image folders: torchvision's ImageFolder layout, and the lists of VTAB-1k."""
+"""Listings of folders: images in torchvision's ImageFolder layout, the lists of VTAB-1k, the arrays of CIFAR-10-C."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from subtuning_lab.images import IMAGE_SUFFIXES
+from subtuning_lab.corruptions import SEVERITIES
+from subtuning_lab.images import IMAGE_SUFFIXES, NpyRows
 from subtuning_lab.listings import Listing, Part, seeded_split
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def folder(root: Path) -> Listing:
@@ -104,3 +107,49 @@ def _read_list(root: Path, name: str, n_classes: int | None = None) -> Part:
     if not files:
         raise ValueError(f"{root / name} lists no images")
     return Part(files, np.array(labels, dtype=np.int64))
+
+
+def cifar10c(path: Path) -> Listing:
+    """List one corruption of CIFAR-10-C at one severity; no image is read.
+
+    The published files hold CIFAR-10's test images five times over, at severity 1, 2, ... 5. All have the same order,
+    so that every corruption gets the same 80/20 split: no image is trained on under one and tested under another.
+
+    Args:
+        path: `root/NAME@SEVERITY`, for root/NAME.npy, uint8 (5 n, 32, 32, 3), and root/labels.npy, (5 n,).
+    Raises:
+        FileNotFoundError: the folder or one of the files is missing.
+        ValueError: a severity outside 1 to 5, a file of another shape or type, or a label outside 0 to 9.
+    Source: Hendrycks and Dietterich (ICLR 2019), the published data.
+    """
+    root, (name, _, severity) = path.parent, path.name.rpartition("@")
+    if not name or severity not in map(str, SEVERITIES):
+        raise ValueError(
+            f"cannot read 'cifar10c:{path}': write cifar10c:DIR/NAME@SEVERITY with a severity from 1 to 5, "
+            "as in 'cifar10c:CIFAR-10-C/gaussian_noise@5'"
+        )
+    images, labels = _read_array(root, name), _read_array(root, "labels")
+    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3) or not len(images) or len(images) % len(SEVERITIES):
+        raise ValueError(f"{root / name}.npy must be uint8 (5 n, 32, 32, 3), got {images.dtype} {images.shape}")
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise ValueError(f"{root}/labels.npy must be ints ({len(images)},), got {labels.dtype} {labels.shape}")
+    if labels.min() < 0 or labels.max() >= len(CIFAR10_CLASSES):
+        raise ValueError(f"{root}/labels.npy must have labels from 0 to 9, got {labels.min()} to {labels.max()}")
+    n = len(images) // len(SEVERITIES)
+    rows = np.arange(n) + n * (int(severity) - 1)
+    items = NpyRows(root / f"{name}.npy", rows)
+    return Listing(CIFAR10_CLASSES, *seeded_split(items, labels[rows].astype(np.int64), CIFAR10_CLASSES))
+
+
+def _read_array(root: Path, name: str) -> np.ndarray:
+    """Map `root/name.npy` into memory."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"folder not found: {root}")
+    file = root / f"{name}.npy"
+    if not file.is_file():
+        found = sorted(path.stem for path in root.glob("*.npy"))
+        raise FileNotFoundError(f"{file} not found; the .npy files of {root} are {found}")
+    try:
+        return np.load(file, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"cannot read {file}: {error}") from error

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,50 @@ from tqdm import tqdm
 
 from subtuning_lab.corruptions import corrupt
 
-Items = Sequence[Path] | np.ndarray  # image files, or a uint8 array (n, H, W, 3)
-
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 LARGEST_KEPT_SIZE = 256  # pixels: images of one common size up to this one are not resized by default
 DEFAULT_SIZE = 224
 _CHUNK = 64  # images per job of the thread pool, at most
 _DEEP_MODES = ("I", "F")  # 16 and 32 bit greys: converting them to RGB would clip in silence
+
+
+@dataclass(frozen=True, eq=False)
+class NpyRows:
+    """Some images of a .npy file, read when they are asked for; indexes like a uint8 array (n, H, W, 3).
+
+    Args:
+        path: the file, a uint8 array (N, H, W, 3).
+        rows: int64 (n,), which of its images, in this order.
+    """
+
+    path: Path
+    rows: np.ndarray
+
+    @cached_property
+    def _array(self) -> np.ndarray:
+        return np.load(self.path, mmap_mode="r")
+
+    def __reduce__(self) -> tuple[type[NpyRows], tuple[Path, np.ndarray]]:
+        return NpyRows, (self.path, self.rows)  # a pickled memory map would be the whole file
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, H, W, 3)."""
+        return (len(self), *self._array.shape[1:])
+
+    def __getitem__(self, index: int | slice) -> np.ndarray:
+        """Read one image (H, W, 3), or those of a slice (k, H, W, 3)."""
+        return np.array(self._array[self.rows[index]])
+
+    def take(self, indices: np.ndarray) -> NpyRows:
+        """The images at `indices` (int64 (k,)), still unread."""
+        return NpyRows(self.path, self.rows[indices])
+
+
+Items = Sequence[Path] | np.ndarray | NpyRows  # image files, or uint8 (n, H, W, 3) in memory or in a file
 
 
 def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -72,7 +110,7 @@ def fit_image(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
 
 def item_size(items: Items, index: int) -> tuple[int, int]:
     """The (H, W) of one undecoded image in pixels; a file's header alone is read. Raises like `read_image`."""
-    if isinstance(items, np.ndarray):
+    if isinstance(items, np.ndarray | NpyRows):
         return items.shape[1], items.shape[2]
     try:
         with Image.open(items[index]) as image:
@@ -93,7 +131,7 @@ def common_size(parts: Sequence[Items]) -> tuple[int, int]:
     """
     sizes: set[tuple[int, int]] = set()
     for items in parts:
-        for index in range(1 if isinstance(items, np.ndarray) else len(items)):
+        for index in range(1 if isinstance(items, np.ndarray | NpyRows) else len(items)):
             sizes.add(item_size(items, index))
             if len(sizes) > 1 or max(max(sizes)) > LARGEST_KEPT_SIZE:
                 return DEFAULT_SIZE, DEFAULT_SIZE
@@ -105,7 +143,7 @@ class StreamedImages:
     """Images that are decoded whenever they are asked for; indexes like a uint8 tensor (n, 3, H, W).
 
     Args:
-        items: image files, or a uint8 array (n, H, W, 3) whose images are resized on demand.
+        items: image files, or uint8 images (n, H, W, 3) that are resized on demand.
         size: (H, W) in pixels of what indexing returns.
         corruptions: (name, severity, seed) applied in this order after decoding; noise depends on `positions` alone.
         positions: int64 (n,), the index that each image had when the corruptions were declared; None means 0 .. n-1.
@@ -167,6 +205,8 @@ class StreamedImages:
 
 def take_items(items: Items, indices: torch.Tensor | np.ndarray) -> Items:
     """The files or array rows at `indices` (int64 (k,))."""
+    if isinstance(items, NpyRows):
+        return items.take(np.asarray(indices))
     if isinstance(items, np.ndarray):
         return items[np.asarray(indices)]
     return [items[index] for index in indices.tolist()]
@@ -176,7 +216,7 @@ def decode_images(items: Items, size: tuple[int, int], progress: str | None = No
     """Decode and fit images in a thread pool.
 
     Args:
-        items: image files, or a uint8 array (n, H, W, 3).
+        items: image files, or uint8 images (n, H, W, 3).
         size: (H, W) in pixels of every image in the result.
         progress: label of a progress bar on stderr; None shows none.
     Returns:
@@ -184,6 +224,7 @@ def decode_images(items: Items, size: tuple[int, int], progress: str | None = No
     Raises:
         FileNotFoundError, ValueError: as `read_image`, for the first failing file; the rest is not decoded.
     """
+    items = items[:] if isinstance(items, NpyRows) else items
     if isinstance(items, np.ndarray) and items.shape[1:3] == tuple(size):
         return torch.from_numpy(items.transpose(0, 3, 1, 2).copy())
     out = np.empty((len(items), 3, *size), dtype=np.uint8)
@@ -225,7 +266,7 @@ def load_images(items: Items, size: tuple[int, int], limit: int, progress: str |
     """Decode images if the result fits, else stand ready to decode them on demand.
 
     Args:
-        items: image files, or a uint8 array (n, H, W, 3).
+        items: image files, or uint8 images (n, H, W, 3).
         size: (H, W) in pixels.
         limit: bytes that the decoded images may take.
         progress: label of a progress bar on stderr; None shows none.

@@ -15,7 +15,7 @@ HOLDOUT = 0.2  # share of the test part in such splits
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Undecoded images with labels: files or a uint8 array (n, H, W, 3), and int64 (n,)."""
+    """Undecoded images with labels: files or uint8 images (n, H, W, 3), and int64 (n,)."""
 
     items: Items
     labels: np.ndarray

@@ -225,15 +225,17 @@ def load_task(
     memory_limit: int | None = None,
     progress: bool = True,
 ) -> Task:
-    """Load a task by name, from a folder of images, or from VTAB-1k's lists; images are decoded once, in parallel.
+    """Load a task by name, from a folder of images, from VTAB-1k's lists, or from CIFAR-10-C's arrays.
+
+    Images are decoded once, in parallel.
 
     Published splits are used where there are any. Else 20 % are held out for testing: stratified, and the same ones
     whatever `seed` says. `folder:DIR` takes DIR/train and DIR/test (or DIR/val where there is no test), or class
     folders directly in DIR. Only images that were chosen are decoded.
 
     Args:
-        spec: a name of `task_names()`, `folder:DIR` or `vtab:DIR`, then any number of `+corruption@severity`,
-            applied to training and test images at their final size.
+        spec: a name of `task_names()`, `folder:DIR`, `vtab:DIR` or `cifar10c:DIR/NAME@SEVERITY`, then any number of
+            `+corruption@severity`, applied to training and test images at their final size.
         train_size, test_size: how many images to choose, stratified; None takes all (1,000 of a generated task).
         seed: of that choice, and of the training images of a generated task.
         image_size: pixels; the shorter side is scaled to it and the centre cut out. None keeps the images' own size

@@ -344,7 +344,7 @@ def test_load_task_refuses(spec, options, error, message):
 
 def test_every_name_is_described():
     names = task_names()
-    assert set(names) == {*OFFLINE, *PUBLISHED, *VTAB, "folder:DIR", "vtab:DIR"}
+    assert set(names) == {*OFFLINE, *PUBLISHED, *VTAB, "folder:DIR", "vtab:DIR", "cifar10c:DIR/NAME@SEVERITY"}
     assert list(names)[:5] == list(OFFLINE)
     assert all(text and "\n" not in text for text in names.values())
 
