@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "ablations": "ablate summarize_variants variant_differences",
     "active": "active_learning strategy_differences summarize_queries",
+    "active_plots": "plot_strategies",
     "backbones": "backbone_names load_backbone",
     "baselines": "compare_methods grid_caption method_names random_subsets",
     "bounds": "Bound bound_table full_finetuning_bound geometric_grid selection_price subtuning_bound test_set_bound",

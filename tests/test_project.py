@@ -36,7 +36,7 @@ FLOORS = {
     "search": "greedy profiles racing search significance",
     "studies": "ablations active baselines bound_study criteria head2toe interpolation low_data posteriors pruning"
     " queries robustness source_network stability vtab",
-    "pictures": "ablation_plots bound_plots comparison_plots merge_plots plots shift_plots",
+    "pictures": "ablation_plots active_plots bound_plots comparison_plots merge_plots plots shift_plots",
     "face": "ablation_panels block_panels bound_panels cli cli_bound cli_merge cli_search console controls curve_panels"
     " merge_panels pages panels presets report reproduce search_panels shift_panels",
 }
@@ -44,7 +44,7 @@ FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS.values()) for name 
 WITHOUT_TORCH = (
     *("bounds", "pac_bayes", "rademacher", "paper", "records", "rows"),
     *("greedy", "profiles", "racing", "search", "significance"),
-    *("ablation_plots", "bound_plots", "comparison_plots", "merge_plots", "plots", "shift_plots"),
+    *("ablation_plots", "active_plots", "bound_plots", "comparison_plots", "merge_plots", "plots", "shift_plots"),
 )
 
 
