@@ -30,6 +30,7 @@ _PUBLIC = {
     "plots": "plot_network plot_pairs plot_profile",
     "profiles": "Profile finetuning_profile pair_profile",
     "queries": "query_images strategy_names",
+    "pruning": "prune_backbone prune_blocks",
     "racing": "Halving Race",
     "rademacher": "rademacher_bound ramp_error",
     "recipe": "Recipe recipe_grid",

@@ -12,13 +12,14 @@ import pandas as pd
 import torch
 from torch import nn
 
-from subtuning_lab.augmentation import resize_to
-from subtuning_lab.chain import Chain, in_order, set_trainable, subset_of
+from subtuning_lab.chain import Chain, in_order, part_table, set_trainable, subset_of
 from subtuning_lab.checks import check_number
 from subtuning_lab.readouts import empty_readout
 from subtuning_lab.task_files import STORED_DTYPES, Weights, read_task, stored, write_task
+from subtuning_lab.task_networks import SiameseNetwork, TaskNetwork
 from subtuning_lab.tasks import Split
 from subtuning_lab.tuning import put_parts
+from subtuning_lab.widths import check_narrow, narrowed
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class TunedTask:
         siamese: the readout sees the frozen features, then the tuned ones; its weight is (classes, 2 num_features).
         scores: name -> finite number, e.g. {"test accuracy": 0.91, "n": 500}; accuracies in [0, 1].
         head_depth: linear layers of the readout.
+        pruned: names of the tuned parts that have fewer inner channels than the backbone's, see `prune_blocks`.
 
     Raises:
         TypeError: a backbone that is no Chain, or scores that are no numbers.
@@ -51,6 +53,7 @@ class TunedTask:
     siamese: bool = False
     scores: dict[str, float] = field(default_factory=dict)
     head_depth: int = 1
+    pruned: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if not isinstance(self.backbone, Chain):
@@ -61,14 +64,16 @@ class TunedTask:
             raise TypeError(f"classes is {self.classes!r}; class names are strings")
         _check_scores(self.scores)
         _check_complete(self)
+        _check_pruned(self)
 
     def __str__(self) -> str:
         """What it is and how good, in one line."""
         names, kind = in_order(self.backbone, self.blocks), "Siamese " if self.siamese else ""
+        tuned = f"{', '.join(names) or 'no block'} tuned{' and pruned' if self.pruned else ''}"
         kind += f"{self.head_depth}-layer " if self.head_depth > 1 else ""
         scores = ", ".join(f"{name} {show_score(value)}" for name, value in self.scores.items())
         return (
-            f"{self.provenance.get('task', 'a task')} on {self.backbone.name}: {', '.join(names) or 'no block'} tuned, "
+            f"{self.provenance.get('task', 'a task')} on {self.backbone.name}: {tuned}, "
             f"{kind}readout of {len(self.classes)} classes; {scores or 'no scores'}"
         )
 
@@ -87,15 +92,16 @@ class TunedTask:
         """
         chain = _frozen_copy(self.backbone)
         for name in self.blocks:
-            chain.part(name).load_state_dict(self.weights[name])
+            own = {key: t.clone(memory_format=torch.contiguous_format) for key, t in self.weights[name].items()}
+            put_parts(chain, {name: narrowed(chain.part(name), own)})
         head = self.empty_head()
         head.load_state_dict(self.weights["head"])
         head = head.to(chain.mean).requires_grad_(False)
         if not self.siamese:
-            return _TaskNetwork(chain, head, self.image_size).eval()
+            return TaskNetwork(chain, head, self.image_size).eval()
         frozen = _frozen_copy(self.backbone)
         put_parts(chain, {name: frozen.part(name) for name in chain.part_names if name not in self.blocks})
-        return _SiameseNetwork(chain, head, self.image_size, frozen, _first_tuned(chain, self.blocks)).eval()
+        return SiameseNetwork(chain, head, self.image_size, frozen, _first_tuned(chain, self.blocks)).eval()
 
     def empty_head(self, device: str = "cpu") -> nn.Module:
         """A readout like this task's, features to logits, whose weights are not set yet."""
@@ -159,6 +165,7 @@ class TunedTask:
             "image_size": self.image_size,
             "siamese": self.siamese,
             "head_depth": self.head_depth,
+            "pruned": list(in_order(base, self.pruned)),
             "dtype": dtype,
             "scores": self.scores,
             "provenance": self.provenance,
@@ -193,6 +200,7 @@ def load_tuned(path: str | Path, backbone: Chain) -> TunedTask:
             header["siamese"],
             header["scores"],
             header["head_depth"],
+            frozenset(header["pruned"]),
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} doesn't fit: {error}") from error
@@ -201,39 +209,6 @@ def load_tuned(path: str | Path, backbone: Chain) -> TunedTask:
 def show_score(value: float) -> str:
     """A score as text: counts as they are, shares with three decimals."""
     return str(value) if isinstance(value, int) else f"{value:.3f}"
-
-
-class _TaskNetwork(nn.Module):
-    """Images in [0, 1] or uint8 to logits."""
-
-    def __init__(self, backbone: Chain, head: nn.Module, image_size: int | None):
-        super().__init__()
-        self.backbone, self.head, self.image_size = backbone, head, image_size
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        images = images.to(self.backbone.mean.dtype) / (255 if images.dtype == torch.uint8 else 1)
-        return self.head(self.features(self.backbone.normalize(resize_to(images, self.image_size))))
-
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        return self.backbone(x)
-
-
-class _SiameseNetwork(_TaskNetwork):
-    """The frozen features beside the tuned ones; parts before the first tuned one run once for both."""
-
-    def __init__(self, backbone: Chain, head: nn.Module, image_size: int | None, frozen: Chain, fork: int):
-        super().__init__(backbone, head, image_size)
-        self.frozen, self.fork = frozen, fork
-
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        self.eval()  # what the two chains' own forward would see to
-        for part in self.frozen.parts[: self.fork]:
-            x = part(x)
-        sides = [x.clone(), x]  # a part may write into its input
-        for side, chain in enumerate((self.frozen, self.backbone)):
-            for part in chain.parts[self.fork :]:
-                sides[side] = part(sides[side])
-        return torch.cat(sides, dim=1)
 
 
 def _frozen_copy(backbone: Chain) -> Chain:
@@ -287,12 +262,31 @@ def _check_complete(task: TunedTask) -> None:
     base = task.backbone
     expected = {name: _kinds(base.part(name).state_dict()) for name in subset_of(base, task.blocks)}
     expected["head"] = _kinds(task.empty_head("meta").to(base.mean.dtype).state_dict())
+    for name in task.pruned & expected.keys() & task.weights.keys():  # whose sizes `_check_pruned` looks at
+        given = task.weights[name]
+        expected[name] = {
+            key: f"{tuple(given[key].shape)} {kind.split(') ')[1]}" if key in given else kind
+            for key, kind in expected[name].items()
+        }
     for name in sorted(expected.keys() | task.weights.keys()):
         wanted, given = expected.get(name, {}), _kinds(task.weights.get(name, {}))
         wrong = sorted(key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key))
         if wrong:
             kinds = f"{given.get(wrong[0], 'missing')}, expected {wanted.get(wrong[0], 'none')}"
             raise ValueError(f"tensor {wrong[0]} of {name} is {kinds}")
+
+
+def _check_pruned(task: TunedTask) -> None:
+    """Raises ValueError unless the parts that count as pruned are tuned ones with fewer inner channels."""
+    base = task.backbone
+    if not task.pruned <= task.blocks:
+        raise ValueError(f"pruned has {', '.join(sorted(task.pruned - task.blocks))}, which is not tuned")
+    behind = part_table(base, task.image_size)["output_shape"].to_dict() if task.pruned else {}
+    sides = base.input_size[1:] if task.image_size is None else (task.image_size, task.image_size)
+    shapes = [(3, *sides), *behind.values()]
+    for name in in_order(base, task.pruned):
+        taken = shapes[base.part_names.index(name)]
+        check_narrow(name, base.part(name), task.weights[name], taken, behind[name])
 
 
 def _kinds(state: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from subtuning_lab.augmentation import resize_to
 from subtuning_lab.chain import Chain
 from subtuning_lab.deltas import TunedTask
 from subtuning_lab.rows import TRUNK, plan_rows
+from subtuning_lab.widths import narrowed
 
 ORIGINAL = "original"
 
@@ -43,7 +44,7 @@ class MergedNetwork(nn.Module):
         for i, step in enumerate(self.schedule.steps):
             if step.tuned:
                 self.tuned[str(i)] = nn.ModuleList(
-                    _filled(shell(parts[i]), tasks[name].weights[step.part]) for name in step.tuned
+                    narrowed(parts[i], tasks[name].weights[step.part]) for name in step.tuned
                 )
         self.heads = nn.ModuleList(_head(task, backbone) for task in tasks.values())
         if keep_original:
@@ -160,14 +161,7 @@ def _examine(backbone: Chain, parts: list[nn.Module], image_size: int | None) ->
 
 
 def _head(task: TunedTask, backbone: Chain) -> nn.Module:
-    return _filled(task.empty_head().to(backbone.mean).requires_grad_(False), task.weights["head"])
-
-
-def _filled(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> nn.Module:
-    """The module with other tensors in the place of its own; not copied if they have its precision and device."""
-    own = module.state_dict()
-    module.load_state_dict({key: tensor.to(own[key]) for key, tensor in weights.items()}, assign=True)
-    return module
+    return narrowed(task.empty_head().to(backbone.mean).requires_grad_(False), task.weights["head"])
 
 
 def _check_tasks(backbone: Chain, tasks: Mapping[str, TunedTask]) -> None:

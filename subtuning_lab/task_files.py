@@ -20,6 +20,8 @@ from subtuning_lab.fingerprints import hash_tensor
 Weights = Mapping[str, Mapping[str, torch.Tensor]]
 
 FORMAT = "subtuning-lab tuned task 3"
+_OLDER = ("subtuning-lab tuned task 2",)  # read all the same: what its header lacks was always so
+_ALWAYS_WAS = {"head_depth": 1, "pruned": []}
 HEADER: dict[str, type] = {
     "base": str,
     "base_name": str,
@@ -31,6 +33,7 @@ HEADER: dict[str, type] = {
     "image_size": int | None,
     "siamese": bool,
     "head_depth": int,
+    "pruned": list,
     "dtype": str | None,
     "scores": dict,
     "provenance": dict,
@@ -159,15 +162,16 @@ def _checked(path: Path, texts: Mapping[str, str], tensors: Mapping[str, torch.T
         header = json.loads(texts.get(_KEY, ""), parse_constant=_refuse)
     except (ValueError, RecursionError):  # no JSON, or made to break its reader
         header = None
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    if not isinstance(header, dict) or header.get("format") not in (FORMAT, *_OLDER):
         told = header.get("format") if isinstance(header, dict) else None
         raise ValueError(f"{path} holds no tuned task: its header says {told!r}, not {FORMAT!r}")
-    lacking = {"sha256", *HEADER} - set(header)
+    lacking = {"sha256", *HEADER} - set(header) - set(_ALWAYS_WAS)
     if lacking:
         raise ValueError(f"{path} lacks {', '.join(sorted(lacking))} in its header")
     claimed = header.pop("sha256")
     if claimed != checksum(header, tensors) or texts != {_KEY: _as_text({**header, "sha256": claimed})}:
         raise ValueError(f"{path} was changed after it was written: its tensors and header have another SHA-256")
+    header = _ALWAYS_WAS | header
     for name, kind in HEADER.items():
         _check_type(path, name, header[name], kind)
     return header
@@ -180,7 +184,7 @@ def _refuse(name: str) -> None:
 def _check_type(path: Path, name: str, value: object, kind: type) -> None:
     # JSON's true would pass as a number
     fits = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
-    if name in ("blocks", "classes"):
+    if name in ("blocks", "classes", "pruned"):
         fits = fits and all(isinstance(item, str) for item in value)
     if not fits:
         raise ValueError(f"{path}: {name} in its header is {value!r}, which is of the wrong type")

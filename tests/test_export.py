@@ -187,7 +187,7 @@ def test_bad_arguments_of_export(merged, tmp_path):
     net, tasks = merged
     with pytest.raises(ValueError, match=r'"net.pth"; its name must end in .pt2 or .onnx'):
         export_merged(net, "net.pth")
-    with pytest.raises(TypeError, match="net is a _TaskNetwork; it must be a MergedNetwork"):
+    with pytest.raises(TypeError, match="net is a TaskNetwork; it must be a MergedNetwork"):
         export_merged(tasks["one"].network(), tmp_path / "net.pt2")
     with pytest.raises(ValueError, match="net has packed weights"):
         export_merged(optimize(net, pack=True), tmp_path / "net.pt2")
