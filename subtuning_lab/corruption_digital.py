@@ -1,6 +1,7 @@
 """Digital corruptions: contrast, elastic transforms, pixels, JPEG and saturation.
 
-All take x float64 (n, 3, H, W) in [0, 1], a severity's parameter, and one generator per image.
+All take x float64 (n, 3, H, W) in [0, 1], but `pixelate` and `jpeg_compression` take and give uint8 levels; beside it
+a severity's parameter, and one generator per image.
 
 Source: Hendrycks and Dietterich (ICLR 2019) and the published scripts.
 """
@@ -15,11 +16,12 @@ from io import BytesIO
 import numpy as np
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from subtuning_lab.corruption_noise import Generators
 from subtuning_lab.filters import SLACK, gaussian_filter
 
-_JOB = 16  # images per job of the thread pool
+_JOB = 32  # images per job of the thread pool
 
 
 def contrast(x: torch.Tensor, factor: float, generators: Generators) -> torch.Tensor:
@@ -94,17 +96,17 @@ def _sampled(x: torch.Tensor, where: torch.Tensor, border: str) -> torch.Tensor:
     return torch.nn.functional.grid_sample(x, unit, "bilinear", "reflection", align_corners=mirror)
 
 
-def pixelate(x: torch.Tensor, share: float, generators: Generators) -> torch.Tensor:
+def pixelate(levels: torch.Tensor, share: float, generators: Generators) -> torch.Tensor:
     """Scale to `share` of both sides, each time by means over whole pixels rounded to 8 bits, and repeat pixels back.
 
     Source: Pillow's box filter, columns before rows.
     """
-    height, width = x.shape[2:]
+    height, width = levels.shape[2:]
     low, narrow = (max(1, int(size * share)) for size in (height, width))
-    fewer = _rounded(x * 255 @ box_matrix(width, narrow).to(x.device).T)
-    fewer = _rounded(box_matrix(height, low).to(x.device) @ fewer)
-    rows, columns = box_matrix(low, height).argmax(dim=1), box_matrix(narrow, width).argmax(dim=1)
-    return fewer.index_select(2, rows.to(x.device)).index_select(3, columns.to(x.device)) / 255
+    fewer = _rounded(levels.double() @ box_matrix(width, narrow).to(levels.device).T)
+    fewer = _rounded(box_matrix(height, low).to(levels.device) @ fewer).to(torch.uint8)
+    rows, columns = (box_matrix(*sizes).argmax(dim=1).to(levels.device) for sizes in ((low, height), (narrow, width)))
+    return fewer.index_select(2, rows).index_select(3, columns)
 
 
 def _rounded(levels: torch.Tensor) -> torch.Tensor:
@@ -120,17 +122,20 @@ def box_matrix(size: int, new_size: int) -> torch.Tensor:
     return torch.from_numpy(weights / weights.sum(axis=1, keepdims=True))
 
 
-def jpeg_compression(x: torch.Tensor, quality: int, generators: Generators) -> torch.Tensor:
+def jpeg_compression(levels: torch.Tensor, quality: int, generators: Generators) -> torch.Tensor:
     """Write and read each image as a JPEG of `quality` (1 to 95), by Pillow on the CPU in a pool of threads."""
-    levels = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    out = np.empty_like(levels)
+    images = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    out = np.empty_like(images)
+    height, width, _ = images.shape[1:]
 
     def fill(start: int) -> None:
-        for index in range(start, min(start + _JOB, len(levels))):
+        for index in range(start, min(start + _JOB, len(images))):
             stream = BytesIO()
-            Image.fromarray(levels[index]).save(stream, "JPEG", quality=quality)
-            out[index] = np.asarray(Image.open(stream, formats=("JPEG",)))
+            image = Image.frombuffer("RGB", (width, height), images[index], "raw", "RGB", 0, 1)
+            image.save(stream, "JPEG", quality=quality)
+            stream.seek(0)
+            out[index] = np.frombuffer(JpegImageFile(stream).tobytes(), np.uint8).reshape(height, width, 3)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(fill, range(0, len(levels), _JOB)))
-    return torch.from_numpy(out).to(x.device).permute(0, 3, 1, 2).to(x.dtype) / 255
+        list(pool.map(fill, range(0, len(images), _JOB)))
+    return torch.from_numpy(out).to(levels.device).permute(0, 3, 1, 2)

@@ -33,15 +33,20 @@ Parameter = float | tuple[float, ...]
 
 @dataclass(frozen=True)
 class Corruption:
-    """A formula on images in [0, 1] with its parameter at severity 1 to 5 for small and large images.
+    """A formula with its parameter at severity 1 to 5 for small and large images.
 
-    `slack`: how far below a level, of 255, a result still counts as that level when it is cut to 8 bits.
+    Args:
+        formula: of images in [0, 1] (float64), or of their levels (uint8).
+        small, large: parameters.
+        slack: how far below a level, of 255, a result still counts as that level when it is cut to 8 bits.
+        of_levels: whether the formula takes and gives levels.
     """
 
     formula: Callable[[torch.Tensor, Parameter, Generators], torch.Tensor]
     small: tuple[Parameter, ...]
     large: tuple[Parameter, ...]
     slack: float = SLACK
+    of_levels: bool = False
 
 
 # fmt: off
@@ -115,8 +120,8 @@ _CORRUPTIONS = {
             (29.28, 2.44, 4.88, 224),
         ),
     ),
-    "pixelate": Corruption(pixelate, (0.95, 0.90, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25)),
-    "jpeg_compression": Corruption(jpeg_compression, (80, 65, 58, 50, 40), (25, 18, 15, 10, 7)),
+    "pixelate": Corruption(pixelate, (0.95, 0.90, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25), of_levels=True),
+    "jpeg_compression": Corruption(jpeg_compression, (80, 65, 58, 50, 40), (25, 18, 15, 10, 7), of_levels=True),
     "speckle_noise": Corruption(speckle_noise, (0.06, 0.10, 0.12, 0.16, 0.20), (0.15, 0.20, 0.35, 0.45, 0.60), 0.0),
     "gaussian_blur": Corruption(gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1.0), (1, 2, 3, 4, 6)),
     "spatter": Corruption(
@@ -199,8 +204,11 @@ def corrupt(
     room = _CHUNK_BYTES * (1 if images.device.type == "cpu" else _CHUNKS_OF_GPU)
     chunk = max(1, room // (8 * images[0].numel())) if len(images) else 1
     for start in range(0, len(images), chunk):
-        x = images[start : start + chunk].contiguous().double() / 255
-        generators = Generators(seed, where[start : start + chunk], images.device)
-        levels = chosen.formula(x, parameter, generators).clamp(0.0, 1.0) * 255
-        out[start : start + chunk] = (levels + chosen.slack).to(torch.uint8)
+        rows = slice(start, start + chunk)
+        x = images[rows].contiguous()
+        x = x if chosen.of_levels else x.double() / 255
+        result = chosen.formula(x, parameter, Generators(seed, where[rows], images.device))
+        if not chosen.of_levels:
+            result = (result.clamp(0.0, 1.0) * 255 + chosen.slack).to(torch.uint8)
+        out[rows] = result
     return out
