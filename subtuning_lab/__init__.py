@@ -31,6 +31,7 @@ _PUBLIC = {
     "profiles": "Profile finetuning_profile pair_profile",
     "queries": "query_images strategy_names",
     "pruning": "prune_backbone prune_blocks",
+    "pruning_study": "fit_pruned pruning_table",
     "racing": "Halving Race",
     "rademacher": "rademacher_bound ramp_error",
     "recipe": "Recipe recipe_grid",

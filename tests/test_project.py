@@ -35,7 +35,7 @@ FLOORS = {
     "lab": "scorebook study study_checks trainer trials",
     "search": "greedy profiles racing search significance",
     "studies": "ablations active baselines bound_study criteria head2toe interpolation low_data posteriors pruning"
-    " queries robustness source_network stability vtab",
+    " pruning_study queries robustness source_network stability vtab",
     "pictures": "ablation_plots active_plots bound_plots comparison_plots merge_plots plots shift_plots",
     "face": "ablation_panels block_panels bound_panels cli cli_bound cli_merge cli_search console controls curve_panels"
     " merge_panels pages panels presets report reproduce search_panels shift_panels",
