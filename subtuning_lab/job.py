@@ -106,7 +106,12 @@ class Job:
 
     def optimizer(self, groups: list[dict[str, object]]) -> torch.optim.AdamW:
         """AdamW over parameter groups, whose learning rates are the peaks of the schedule."""
-        return torch.optim.AdamW([group | {"peak_lr": group["lr"]} for group in groups], fused=True)
+        together: dict[object, dict[str, object]] = {}  # one group for all with equal settings makes one fused update
+        for group in groups:
+            key = id(group) if "family" in group else (group["lr"], group["weight_decay"])
+            own = together.setdefault(key, group | {"params": [], "peak_lr": group["lr"]})
+            own["params"] += group["params"]
+        return torch.optim.AdamW(list(together.values()), fused=True)
 
     def set_lr(self, optimizer: torch.optim.AdamW, step: int) -> None:
         """Declares the learning rates of one step, counted from 0 over all epochs."""
