@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from subtuning_lab.chain import in_order
 from subtuning_lab.greedy import GreedyResult
 from subtuning_lab.head2toe import Head2Toe
 from subtuning_lab.search import SearchResult, best_of, candidate_table
@@ -144,7 +145,8 @@ def compare_methods(
             rows.append(_subset_row(study, name, stages(study.block_names), door))
         else:
             rows.append(_baseline_row(study, name, like, door))
-    rows += [_subset_row(study, name, [tuple(blocks)], door) for name, blocks in (subsets or {}).items()]
+    own = {name: in_order(study.backbone, blocks) for name, blocks in (subsets or {}).items()}
+    rows += [_subset_row(study, name, [blocks], door) for name, blocks in own.items()]
     rows += [_search_row(study, name, found, door) for name, found in searches.items()]
     return pd.DataFrame(rows)
 

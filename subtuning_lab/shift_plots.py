@@ -16,8 +16,6 @@ from subtuning_lab.comparison_plots import method_styles
 from subtuning_lab.plots import GREY, ORANGE
 from subtuning_lab.profiles import FULL_FINETUNING, LINEAR_PROBING, Profile
 
-_PAPER = "#FFFFFF"
-
 
 def plot_shifts(summary: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Heat map of accuracy under each shift (rows) by each method (columns), the best of a row framed.
@@ -73,8 +71,7 @@ def plot_steps(steps: pd.DataFrame, ax: Axes | None = None) -> Axes:
     last = max(2.0, step.max(axis=None) if step.notna().any(axis=None) else 2.0)
     # From dark to light: what is chosen first stands out. The lightest tone stays apart from white.
     colours = ListedColormap(sns.color_palette("cividis", 256)[:235])
-    colours.set_bad(_PAPER)
-    ax.set_facecolor(_PAPER)
+    ax.set_facecolor("white")
     bar = {"label": "step (mean)", "ticks": MaxNLocator(integer=True)}
     style = {"fmt": "", "cmap": colours, "vmin": 1.0, "vmax": last, "linewidths": 0.5, "linecolor": "#DDDDDD"}
     sns.heatmap(step, annot=words, ax=ax, cbar_kws=bar, annot_kws={"fontsize": 8}, **style)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from conftest import tiny_chain, tiny_task
+from conftest import tiny_chain, tiny_split, tiny_task
 
 from subtuning_lab.baselines import (
     BASELINES,
@@ -197,3 +197,21 @@ def test_a_task_without_test_images_is_an_error(study):
 
 def test_every_baseline_names_its_source():
     assert all(own.source for name, own in BASELINES.items() if name not in ("linear probing", "full finetuning"))
+
+
+def test_own_subsets_and_methods_stand_beside_the_others():
+    task = tiny_task()
+    study = Study(tiny_chain(), task, RECIPES, folds=2, progress=False)
+    other, grid = tiny_split(18, seed=8), Head2Toe.grid(shares=(1.0,), Cs=(0.1, 1.0))
+    how = {"subsets": {"first two": ["block2", "block1"]}, "others": {"features": grid}, "beside": other}
+    table = compare_methods(study, ["linear probing"], test=True, **how).set_index("method")
+    assert table.index.tolist() == ["linear probing", "features", "first two"]
+    assert table.loc["first two", "blocks"] == ("block1", "block2") and table.loc["features", "subsets"] == 2
+    row = table.loc["first two"]
+    assert row["accuracy"] == pytest.approx(study.scores([["block1", "block2"]])["accuracy"].mean())
+    assert row["beside_accuracy"] == study.accuracy_on(["block1", "block2"], other).mean
+    best = grid[int(study.method_scores(grid).groupby("method")["accuracy"].mean().idxmax())]
+    fitted = best.fit(tiny_chain(), task.train, 3)
+    hits = (fitted.logits(other).argmax(1) == other.labels).double().mean()
+    assert table.loc["features", "beside_accuracy"] == pytest.approx(float(hits))
+    assert "beside_accuracy" not in compare_methods(study, ["linear probing"], test=True)

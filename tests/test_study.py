@@ -190,6 +190,8 @@ CHANGED_FIELDS = {
     "lr_scaling": "rgn",
     "head_start": "probe",
     "siamese": True,
+    "init": "random",
+    "head_depth": 2,
 }
 
 
@@ -367,3 +369,70 @@ def test_images_that_are_not_square_work():
     square = new_study()
     assert study.parts["flops"].tolist() == [2 * flops for flops in square.parts["flops"]]
     assert len(study.scores([["block1"]])) == 2
+
+
+# ---------------------------------------------------------------- other images than the test split
+
+
+def test_other_images_are_scored_by_hand_and_leave_the_test_splits_count_alone():
+    task, chain, other = tiny_task(), tiny_chain(), tiny_split(18, seed=8)
+    study = new_study(task=task, seeds=(0, 5))
+    result = study.accuracy_on(["block3"], other)
+    by_hand = [study.fit(["block3"], seed).accuracy(other) for seed in (0, 5)]
+    assert result.accuracies == pytest.approx(by_hand)
+    assert (result.blocks, result.n_test, result.uses) == (("block3",), 18, 1)
+    assert study.accuracy_on(["block1"], tiny_split(18, seed=8)).uses == 2  # equal images are the same images
+    assert study.test(["block3"]).uses == 1
+    assert chain.fingerprint == tiny_chain().fingerprint
+
+
+def test_other_images_have_records_of_their_own(monkeypatch):
+    study, others = new_study(), [tiny_split(18, seed=8), tiny_split(18, seed=9)]
+    scores = [study.accuracy_on([], other).accuracies for other in others] + [study.test([]).accuracies]
+    table = study.records.table()
+    assert table["key"].nunique() == 3 and table["n_scored"].tolist() == [18, 18, 12]
+    assert table["task"].tolist() == ["tiny, scored on other images"] * 2 + ["tiny"]
+    monkeypatch.setattr(subtuning_lab.trainer, "fit_together", None)
+    again = [study.accuracy_on([], other).accuracies for other in others] + [study.test([]).accuracies]
+    assert again == scores
+
+
+def test_images_beside_the_test_split_share_its_trainings(monkeypatch):
+    study, other = new_study(), tiny_split(18, seed=8)
+    study.test(["block2"], beside=other)
+    expected = new_study().accuracy_on(["block2"], other).accuracies
+    monkeypatch.setattr(subtuning_lab.trainer, "fit_together", None)
+    assert study.accuracy_on(["block2"], other).accuracies == expected
+
+
+def test_the_test_split_has_no_other_door():
+    task = tiny_task(n_test=20)
+    study, test, fresh = new_study(task=task), task.test, tiny_split(27, seed=8)
+    mixed = [
+        Split(torch.cat([fresh.images, test.images[:n]]), torch.cat([fresh.labels, test.labels[:n]])) for n in (3, 4)
+    ]
+    for split in (test, test.take(torch.arange(5)), mixed[1]):
+        with pytest.raises(ValueError, match="test images of tiny; only Study.test"):
+            study.accuracy_on([], split)
+        with pytest.raises(ValueError, match="test images of tiny"):
+            study.test([], beside=split)
+    assert study.records.test_uses() == 0
+    study.accuracy_on([], mixed[0])  # a tenth: what a corruption may leave as it is
+    with pytest.raises(ValueError, match=r"\(4, 4\); those of tiny are \(8, 8\)"):
+        study.accuracy_on([], tiny_split(side=4))
+    with pytest.raises(ValueError, match="label 3 at index 3"):
+        study.accuracy_on([], tiny_split(classes=4))
+
+
+def test_another_pretrained_readout_is_another_score_where_it_is_read():
+    """The readout is no part of a backbone's fingerprint."""
+    store, networks = Records(":memory:"), [tiny_chain(), tiny_chain()]
+    for network, sign in zip(networks, (1, -1), strict=True):
+        network.source_head = torch.nn.Linear(6, 3)
+        torch.nn.init.constant_(network.source_head.weight, sign)
+    recipe = replace(RECIPE, head_start="source")
+    studies = [new_study(network, recipe=recipe, records=store) for network in networks]
+    losses = [study.scores([[]])["loss"].tolist() for study in studies]
+    assert losses[0] != losses[1]
+    with_random = [new_study(network, records=store).scores([[]])["loss"].tolist() for network in networks]
+    assert with_random[0] == with_random[1] and len(store.table()) == 3 * 2
