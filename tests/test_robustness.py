@@ -1,4 +1,4 @@
-"""Distribution shifts: own images in every repetition, honest doors to test and clean images, second calls that read."""
+"""Distribution shifts: own images in every repetition, honest doors to test and clean images."""
 
 import pandas as pd
 import pytest
