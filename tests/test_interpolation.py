@@ -9,6 +9,7 @@ from conftest import tiny_chain, tiny_split, tiny_task
 from torch import nn
 
 from subtuning_lab import interpolation
+from subtuning_lab.backbones import load_backbone
 from subtuning_lab.interpolation import (
     Interpolated,
     best_alpha,
@@ -17,6 +18,7 @@ from subtuning_lab.interpolation import (
     interpolation_curve,
     summarize_interpolation,
 )
+from subtuning_lab.pruning import prune_blocks
 from subtuning_lab.recipe import Recipe
 from subtuning_lab.records import Records
 from subtuning_lab.study import Study
@@ -156,6 +158,14 @@ def test_methods_are_tested_through_the_study():
     assert [own.alpha for own in methods] == [0.0, 1.0] and methods[0].blocks == study.part_names
     result = study.test(methods[1])
     assert result.uses == 1 and result.accuracies[0] == pytest.approx(study.test("all").accuracies[0])
+
+
+def test_pruned_blocks_have_no_way_back():
+    pytest.importorskip("torch_pruning")
+    network = load_backbone("lab-resnet", "random")
+    study = Study(network, tiny_task(), replace(RECIPE, epochs=1, image_size=32), folds=2, progress=False)
+    with pytest.raises(ValueError, match="layer3.1 has another shape"):
+        interpolate(prune_blocks(study.fit(["layer3.1"]), 0.5), 0.5)
 
 
 def test_bad_calls_are_named():
