@@ -107,7 +107,6 @@ class ShiftPanel(Panel):
             return
         tables = [own.table for own in self.profiles.values()]
         share_limits(plot_profile(self.profile, self.profile.best(), ax=ax), tables)
-        ax.set_title(f"{self.shift}: {ax.get_title()}", fontsize=10)
 
 
 def _is_single(shift: str) -> bool:

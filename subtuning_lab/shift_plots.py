@@ -129,7 +129,7 @@ def plot_shift_profiles(
         ax: where to draw; a new figure by default.
 
     Returns:
-        The axes; bands are one standard deviation over repetitions and folds.
+        The axes; bands and error bars are one standard deviation over repetitions and folds.
 
     Raises:
         ValueError: no profiles.
@@ -141,16 +141,21 @@ def plot_shift_profiles(
     if ax is None:
         _, ax = plt.subplots(figsize=(max(6.4, 2.6 + 0.6 * len(ticks)), 4.2), layout="constrained")
     for (shift, rows), (colour, marker) in zip(tables.items(), method_styles(tables), strict=True):
-        width, places = rows["std"].fillna(0.0), np.arange(len(rows))
+        places, spread = rows.index, rows["std"].fillna(0.0)
+        low, high = rows["accuracy"] - spread, rows["accuracy"] + spread
         line = {"color": colour, "marker": marker, "markersize": 5, "linestyle": "--" if shift in dashed else "-"}
         ax.plot(places[1:-1], rows["accuracy"][1:-1], label=shift, **line)
-        ax.plot(places[[0, -1]], rows["accuracy"].iloc[[0, -1]], **line | {"linestyle": "none", "markersize": 8})
-        ax.fill_between(places, rows["accuracy"] - width, rows["accuracy"] + width, color=colour, alpha=0.12, lw=0)
+        ax.fill_between(places[1:-1], low[1:-1], high[1:-1], color=colour, alpha=0.12, linewidth=0)
+        ends = rows.iloc[[0, -1]]
+        style = line | {"linestyle": "none", "markersize": 8, "capsize": 3, "elinewidth": 1}
+        ax.errorbar(ends.index, ends["accuracy"], yerr=ends["std"].fillna(0.0), **style)
     ax.set_xticks(range(len(ticks)), ticks, rotation=35, ha="right")
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set_ylabel("validation accuracy")
     n = _range(pd.concat(list(tables.values()))["n"])
-    ax.set_title(f"what is tuned alone; bands: one standard deviation, n = {n}; dashed: new classes", fontsize=10)
+    ax.set_title(
+        f"what is tuned alone; bands and bars: one standard deviation, n = {n}; dashed: new classes", fontsize=10
+    )
     ax.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     sns.despine(ax=ax)
     return ax

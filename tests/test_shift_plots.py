@@ -98,7 +98,8 @@ def test_profiles_share_axes_with_probing_left_and_finetuning_right():
         {"noise@5": profile([0.9, 0.5, 0.4, 0.3, 0.8]), "digits": profile([0.1, 0.2, 0.6, 0.05, 0.7])}, ["digits"]
     )
     assert [label.get_text() for label in ax.get_xticklabels()] == [LINEAR_PROBING, "b1", "b2", "b3", FULL_FINETUNING]
-    noise, ends, digits, _ = ax.lines
+    noise, digits = (line for line in ax.lines if len(line.get_xdata()) == 3)
+    ends = next(line for line in ax.lines if line.get_marker() == noise.get_marker() and line is not noise)
     assert noise.get_ydata().tolist() == [0.9, 0.5, 0.4] and ends.get_xydata().tolist() == [[0, 0.3], [4, 0.8]]
     assert (noise.get_linestyle(), digits.get_linestyle()) == ("-", "--") and "n = 4" in ax.get_title()
 
