@@ -13,7 +13,7 @@ import scipy.ndimage
 import torch
 
 from subtuning_lab.corruption_noise import Generators
-from subtuning_lab.filters import along_axes, correlate, cut, gaussian_filter, smear, zoom_matrix
+from subtuning_lab.filters import along_axes, cut, gaussian_filter, mirrored_filter, smear, zoom_matrix
 
 
 def gaussian_blur(x: torch.Tensor, sigma: float, generators: Generators) -> torch.Tensor:
@@ -23,7 +23,7 @@ def gaussian_blur(x: torch.Tensor, sigma: float, generators: Generators) -> torc
 
 def defocus_blur(x: torch.Tensor, radius_sigma: tuple[float, float], generators: Generators) -> torch.Tensor:
     """Blur by a disk of `radius` pixels whose rim a normal curve of `sigma` pixels softens."""
-    return correlate(x, disk(*radius_sigma))
+    return mirrored_filter(x, disk(*radius_sigma))
 
 
 def disk(radius: float, sigma: float) -> np.ndarray:

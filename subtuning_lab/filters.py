@@ -15,7 +15,8 @@ import torch
 from scipy.fft import next_fast_len
 
 SLACK = 1e-6  # of 255 levels: a filtered flat area must not fall a level short by the last digit of a float
-Border = Literal["edge", "reflect", "symmetric"]  # as in numpy.pad: repeat the edge, mirror at it, mirror with it
+LARGEST_OF_COSINES = 96  # pixels: up to here products with matrices take less time than Fourier transforms
+Border = Literal["edge", "reflect"]  # as in numpy.pad: repeat the outer pixels, mirror at them
 
 
 @lru_cache(maxsize=64)
@@ -77,31 +78,51 @@ def cut(x: torch.Tensor) -> torch.Tensor:
 
 def pad(x: torch.Tensor, rows: tuple[int, int], columns: tuple[int, int], border: Border) -> torch.Tensor:
     """Add (before, after) rows and columns to every image (..., H, W), more than it has if need be."""
-    height, width = (torch.from_numpy(np.arange(size)) for size in x.shape[-2:])
-    height, width = (
-        torch.from_numpy(np.pad(where.numpy(), amount, mode=border)).to(x.device)
-        for where, amount in ((height, rows), (width, columns))
-    )
-    return x.index_select(-2, height).index_select(-1, width)
+    for axis, amount in ((-2, rows), (-1, columns)):
+        where = np.pad(np.arange(x.shape[axis]), amount, mode=border)
+        x = x.index_select(axis, torch.from_numpy(where).to(x.device))
+    return x
 
 
-def correlate(x: torch.Tensor, kernel: np.ndarray, border: Border = "reflect") -> torch.Tensor:
-    """Slide one kernel over every image, as OpenCV's `filter2D`; through Fourier transforms, so any size is cheap.
+def mirrored_filter(x: torch.Tensor, kernel: np.ndarray) -> torch.Tensor:
+    """Slide one kernel over every image, mirrored at its outer pixels, as OpenCV's `filter2D`.
 
     Args:
         x: float64 (..., H, W).
-        kernel: (odd, odd).
-        border: what lies beyond the image.
+        kernel: (odd, odd), the same when its rows or columns are turned around.
     Returns:
         float64 (..., H, W).
     """
-    high, wide = (size // 2 for size in kernel.shape)
-    padded = pad(x, (high, high), (wide, wide), border)
-    turned = torch.from_numpy(np.ascontiguousarray(kernel[::-1, ::-1]).astype(np.float64)).to(x.device)
+    size = x.shape[-2:]
+    if max(size) > LARGEST_OF_COSINES:
+        return _by_fourier(x, kernel)
+    # Mirrored images are sums of cosines, and a symmetric kernel does nothing to each but multiply it.
+    gains = kernel.astype(np.float64)
+    for side in size:
+        reach = gains.shape[0] // 2
+        waves = np.cos(np.pi * np.outer(np.arange(side), np.arange(-reach, reach + 1)) / max(1, side - 1))
+        gains = (waves @ gains).T
+    back, to = zip(*(cosines(side) for side in size), strict=True)
+    return along_axes(along_axes(x, *to) * torch.from_numpy(gains).to(x.device), *back)
+
+
+@lru_cache(maxsize=32)
+def cosines(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cosines that mirrored signals are sums of, in columns, and the inverse; float64 (size, size) each."""
+    steps = np.arange(size)
+    waves = np.cos(np.pi * np.outer(steps, steps) / max(1, size - 1))
+    return torch.from_numpy(waves), torch.from_numpy(np.linalg.inv(waves))
+
+
+def _by_fourier(x: torch.Tensor, kernel: np.ndarray) -> torch.Tensor:
+    """`mirrored_filter` by Fourier transforms, whose cost grows less with the image."""
+    high, wide = (side // 2 for side in kernel.shape)
+    padded = pad(x, (high, high), (wide, wide), "reflect")
     size = tuple(next_fast_len(side, real=True) for side in padded.shape[-2:])
-    product = torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(turned, s=size)
-    whole = torch.fft.irfft2(product, s=size)[..., : padded.shape[-2], : padded.shape[-1]]
-    return whole[..., 2 * high :, 2 * wide :]  # what wraps around is cut off
+    gains = torch.fft.rfft2(torch.from_numpy(kernel.astype(np.float64)).to(x.device), s=size)
+    whole = torch.fft.irfft2(torch.fft.rfft2(padded, s=size) * gains, s=size)
+    height, width = padded.shape[-2:]
+    return whole[..., 2 * high : height, 2 * wide : width]  # what wraps around is cut off
 
 
 def smear(x: torch.Tensor, radius: int, sigma: float, angles: np.ndarray) -> torch.Tensor:

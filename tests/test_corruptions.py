@@ -133,9 +133,10 @@ def test_contrast_shrinks_towards_each_channels_mean(side, severity):
             assert np.abs(expected - 0.5 - result[channel]).max() <= 0.5 + 1e-6
 
 
-@pytest.mark.parametrize("name", SCALE)
-def test_an_image_does_not_depend_on_its_neighbours(name):
-    images = photos(SMALL, n=5)
+@pytest.mark.parametrize("side", [SMALL, LARGE])
+@pytest.mark.parametrize("name", corruption_names())
+def test_an_image_does_not_depend_on_its_neighbours(name, side):
+    images = photos(side, n=5)
     whole = corrupt(images, name, 3, seed=7)
     alone = [corrupt(images[i : i + 1], name, 3, seed=7, positions=torch.tensor([i])) for i in range(5)]
     assert torch.equal(whole, torch.cat(alone))
@@ -143,11 +144,12 @@ def test_an_image_does_not_depend_on_its_neighbours(name):
     assert torch.equal(corrupt(images[order], name, 3, seed=7, positions=order), whole[order])
 
 
-def test_chunks_do_not_show(monkeypatch):
+@pytest.mark.parametrize("name", corruption_names())
+def test_chunks_do_not_show(name, monkeypatch):
     images = photos(SMALL, n=7)
-    whole = corrupt(images, "shot_noise", 4)
+    whole = corrupt(images, name, 4)
     monkeypatch.setattr("subtuning_lab.corruptions._CHUNK_BYTES", 2 * 8 * 3 * SMALL * SMALL)
-    assert torch.equal(corrupt(images, "shot_noise", 4), whole)
+    assert torch.equal(corrupt(images, name, 4), whole)
 
 
 def test_noise_differs_between_images_and_seeds_and_repeats():
@@ -157,7 +159,47 @@ def test_noise_differs_between_images_and_seeds_and_repeats():
     assert torch.equal(noisy, corrupt(flat(128, SMALL), "gaussian_noise", 5, seed=1))
 
 
-@pytest.mark.parametrize("name", SCALE)
+@pytest.mark.parametrize("name", corruption_names())
+@pytest.mark.parametrize("size", [(32, 32), (2, 3), (17, 40), (96, 6), (70, 90)])
+def test_any_size_is_corrupted(name, size):
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, *size), dtype=np.uint8))
+    for severity in (1, 5):
+        out = corrupt(images, name, severity)
+        assert out.dtype == torch.uint8 and out.shape == images.shape
+        assert torch.equal(corrupt(images.to(memory_format=torch.channels_last), name, severity), out)
+    assert corrupt(images[:0], name, 1).shape == (0, 3, *size)
+
+
+FLAT_STAYS = (
+    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"),
+    *("elastic_transform", "pixelate"),
+)
+
+
+@pytest.mark.parametrize("name", FLAT_STAYS)
+def test_flat_images_stay_to_the_last_level(name):
+    """Weights that sum to 1 but for a float's last digit must not cut a flat area one level down."""
+    images = torch.stack([torch.full((3, 24, 24), value, dtype=torch.uint8) for value in (0, 1, 77, 128, 200, 255)])
+    for severity in (1, 3, 5):
+        assert torch.equal(corrupt(images, name, severity), images)
+
+
+# The published parameters of these don't grow in every step by the mean change of a pixel.
+UNEVEN = ("frost", "glass_blur", "spatter", "saturate", "elastic_transform")
+
+
+@pytest.mark.parametrize("name", [name for name in corruption_names() if name not in UNEVEN])
+@pytest.mark.parametrize("side", [SMALL, LARGE])
+def test_severity_grows(name, side):
+    noise = np.random.default_rng(2).normal(size=(6, 3, side, side))
+    smooth = np.cumsum(np.cumsum(noise, axis=2), axis=3)  # falls with frequency, as photographs do
+    low, high = (reduce(axis=(2, 3), keepdims=True) for reduce in (smooth.min, smooth.max))
+    images = torch.from_numpy((255 * (smooth - low) / (high - low)).astype(np.uint8))
+    changes = [(corrupt(images, name, severity).double() - images).abs().mean() for severity in (1, 3, 5)]
+    assert changes[0] < changes[1] < changes[2]
+
+
+@pytest.mark.parametrize("name", corruption_names())
 def test_input_stays_and_output_has_its_type(name):
     images = photos(SMALL)
     before = images.clone()
