@@ -148,9 +148,9 @@ def with_readout_of(backbone: Chain, task: Task) -> Chain:
         )
     network = copy.deepcopy(backbone)
     if head.out_features > task.num_classes:
-        network.source_head = nn.utils.skip_init(nn.Linear, head.in_features, task.num_classes)
-        kept = {name: tensor[: task.num_classes].clone() for name, tensor in head.state_dict().items()}
-        network.source_head.load_state_dict(kept)
+        narrow = nn.utils.skip_init(nn.Linear, head.in_features, task.num_classes, bias=head.bias is not None)
+        narrow.load_state_dict({name: tensor[: task.num_classes] for name, tensor in head.state_dict().items()})
+        network.source_head = narrow.to(head.weight)
     return set_trainable(network, [])
 
 

@@ -25,7 +25,7 @@ from subtuning_lab.robustness import (
 from subtuning_lab.study import Study
 from subtuning_lab.tasks import Task, load_task
 
-RECIPES = recipe_grid(Recipe(epochs=2, batch_size=8, head_start="source"), lr=[1e-3, 1e-1])
+RECIPES = recipe_grid(Recipe(epochs=1, batch_size=12, head_start="source"), lr=[1e-3, 1e-1])
 METHODS = ["no adaptation", "BatchNorm statistics", "linear probing", "full finetuning", "stages", "greedy"]
 ROWS = [*METHODS[:4], "stage 1", "stage 2", "stage 3", "greedy"]
 SHIFTS = ["contrast@5", "gaussian_noise@3"]
@@ -98,6 +98,31 @@ def test_a_second_call_trains_nothing(run, options, monkeypatch):
     monkeypatch.setattr(subtuning_lab.trainer, "fit_together", None)  # would fail
     again = shift_study(source_chain(), task, SHIFTS, RECIPES, METHODS, records=store, **options)
     pd.testing.assert_frame_equal(again, table)
+
+
+def test_a_killed_run_goes_on_where_it_stopped(options, monkeypatch):
+    task, trained = tiny_task(48), []
+
+    def spy(backbone, subsets, *rest, **how):
+        if len(trained) == 7:
+            raise KeyboardInterrupt
+        trained.append(len(subsets))
+        return subtuning_lab.training.fit_together(backbone, subsets, *rest, **how)
+
+    monkeypatch.setattr(subtuning_lab.trainer, "fit_together", spy)
+    store, own = Records(":memory:"), options | {"new_tasks": [], "repeats": 1}
+    call = (source_chain(), task, SHIFTS, RECIPES, ["linear probing", "stage 1"])
+    with pytest.raises(KeyboardInterrupt):
+        shift_study(*call, records=store, **own)
+    before, kept = sum(trained), len(store.table())
+    trained.extend([0] * 8)  # no longer seven
+    resumed = shift_study(*call, records=store, **own)
+    after = sum(trained) - before
+    trained.extend([0])
+    whole = shift_study(*call, **own)
+    assert kept and before + after == sum(trained) - before - after
+    costs = ["seconds"]
+    pd.testing.assert_frame_equal(resumed.drop(columns=costs), whole.drop(columns=costs))
 
 
 def test_test_and_clean_images_are_scored_by_one_training(run, options, monkeypatch):
