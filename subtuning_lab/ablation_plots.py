@@ -141,7 +141,7 @@ def plot_alphas(summary: pd.DataFrame, alpha: float, ax: Axes | None = None) -> 
     style = {"fmt": "o", "color": BLUE, "markersize": 9, "capsize": 3, "elinewidth": 1}
     ax.errorbar(own["clean"], own["target"], xerr=error["clean"], yerr=error["target"], **style)
     ax.margins(0.12)
-    ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0))  # all of it may lie within a few points
     ax.set_xlabel("accuracy on clean images")
     _finish(ax, f"blue: alpha {alpha:g}, with one standard deviation")
     ax.set_ylabel("accuracy on the task")
