@@ -94,9 +94,8 @@ class TunedTask:
         for name in self.blocks:
             own = {key: t.clone(memory_format=torch.contiguous_format) for key, t in self.weights[name].items()}
             put_parts(chain, {name: narrowed(chain.part(name), own)})
-        head = self.empty_head()
+        head = self.empty_head().to(chain.mean).requires_grad_(False)  # first, or float64 weights would be rounded
         head.load_state_dict(self.weights["head"])
-        head = head.to(chain.mean).requires_grad_(False)
         if not self.siamese:
             return TaskNetwork(chain, head, self.image_size).eval()
         frozen = _frozen_copy(self.backbone)

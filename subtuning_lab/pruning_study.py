@@ -83,7 +83,8 @@ def pruning_table(
         blocks: the subset, of which all ratios, scopes and importances are tried.
         ratios, scopes, importances, seed: of `Pruning`. Random channels are drawn once a row, the same on all folds.
         when: "before" and "after" tuning, or one of them.
-        tune_on: as for `fit_pruned`; above 0, subsets pruned after tuning have a row without and a row with it.
+        tune_on: as for `fit_pruned`; above 0, subsets pruned after tuning have a row without and a row with it, which
+            is trained for so many epochs more than all others.
         test: whether to train each on all training images and score it on the test split, once per seed.
         batch_size, runs: of `compare_latency`.
 
@@ -99,6 +100,9 @@ def pruning_table(
     Source: PAPER, ablations (channel pruning); there layer4 of ResNet-50 is pruned locally by L1 at ratio 0.5.
     """
     names = _checked(study, blocks, when, tune_on)
+    for name, given in (("ratios", ratios), ("scopes", scopes), ("importances", importances)):
+        if isinstance(given, str) or not list(given):
+            raise ValueError(f"{name} is {given!r}; it must be a list of at least one")
     ways = [Pruning(*way, seed) for way in product(ratios, scopes, importances)]
     whole = study.fit(names)
     variants = [_Variant("no", None, whole, study.scores([names])["accuracy"], study, names)]
@@ -269,7 +273,7 @@ def _tested(result: TestResult) -> dict[str, Any]:
 def _checked(study: Study, blocks: Blocks, when: Sequence[str], tune_on: int) -> tuple[str, ...]:
     """The subset's names in order; raises where the study can't train it pruned."""
     wrong = [own for own in when if own not in WHEN]
-    if wrong or not when:
+    if wrong or not when or isinstance(when, str):
         raise ValueError(f"when is {when!r}; it must be of {', '.join(WHEN)}")
     check_number("tune_on", tune_on, 0)
     if tune_on and "after" not in when:

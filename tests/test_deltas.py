@@ -154,6 +154,11 @@ def test_numbers_that_half_precision_cannot_hold_are_refused(tuned, tmp_path):
         tuned.save(tmp_path / "u.safetensors", "int8")
 
 
+def test_a_float64_network_computes_with_the_readouts_own_weights():
+    tuned = tune(["block2"], tiny_chain(dtype=torch.float64))
+    assert all(torch.equal(t, tuned.weights["head"][key]) for key, t in tuned.network().head.state_dict().items())
+
+
 # ---------------------------------------------------------------- Siamese readouts
 
 
