@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import AutoLocator
 
 from subtuning_lab.comparison_plots import plot_curves
 
@@ -27,7 +28,7 @@ def plot_strategies(summary: pd.DataFrame, axes: Sequence[Axes] | None = None) -
     methods = list(dict.fromkeys(summary["method"]))
     if axes is None:
         size = (3.6 * len(methods) + 1.0, 3.8)
-        _, grid = plt.subplots(1, len(methods), figsize=size, sharey=True, squeeze=False, layout="constrained")
+        _, grid = plt.subplots(1, len(methods), figsize=size, squeeze=False, layout="constrained")
         axes = grid[0]
     if len(axes) != len(methods):
         raise ValueError(f"{len(axes)} axes for {len(methods)} methods: {', '.join(methods)}")
@@ -40,4 +41,14 @@ def plot_strategies(summary: pd.DataFrame, axes: Sequence[Axes] | None = None) -
         if ax is not axes[-1]:
             ax.get_legend().remove()
         ax.label_outer()
+    _share_accuracies(axes)
     return list(axes)
+
+
+def _share_accuracies(axes: Sequence[Axes]) -> None:
+    """Gives panels one range; each was drawn for its own, which sharing from the start would impose on the others."""
+    limits = [limit for ax in axes for limit in ax.get_ylim()]
+    low, high = min(limits), max(limits)
+    for ax in axes:
+        ax.set_yticks([tick for tick in AutoLocator().tick_values(low, high) if low <= tick <= min(1.0, high)])
+        ax.set_ylim(low, high)

@@ -10,8 +10,8 @@ from subtuning_lab.active_plots import plot_strategies
 matplotlib.use("Agg")
 SUMMARY = pd.DataFrame(
     [
-        (method, strategy, size, 0.5 + size / 200 + bonus, 0.02, 3)
-        for method in ("linear probing", "SubTuning")
+        (method, strategy, size, start + size / 200 + bonus, 0.02, 3)
+        for method, start in (("linear probing", 0.5), ("SubTuning", 0.2))
         for strategy, bonus in (("random", 0.0), ("margin", 0.1))
         for size in (20, 40, 80)
     ],
@@ -37,6 +37,9 @@ def test_every_method_has_a_panel_and_every_strategy_a_line():
             assert lines[strategy].get_ydata().tolist() == rows["accuracy"].tolist()
         assert len(ax.collections) == 2
     assert axes[0].get_legend() is None
+    low, high = axes[0].get_ylim()
+    assert axes[1].get_ylim() == (low, high) and low < SUMMARY["accuracy"].min() and high > SUMMARY["accuracy"].max()
+    assert max(axes[0].get_yticks()) <= 1.0
     assert [text.get_text() for text in axes[1].get_legend().get_texts()] == ["random", "margin"]
 
 
