@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from subtuning_lab.checks import check_number
+
+_CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def measure_latency(
     warmup: int = 10,
     device: str | torch.device | None = None,
     threads: int | None = None,
+    clock: str = "wall",
 ) -> Latency:
     """Times a network's forward pass on random images in [0, 1], in inference mode.
 
@@ -70,13 +73,15 @@ def measure_latency(
         runs, warmup: passes that are timed, and before them passes that are not.
         device: by default the network's own; for another one a copy is measured.
         threads: of torch on the CPU while measuring; by default as they are.
+        clock: "wall" for the time that passes, or "cpu" for the time that this process computes, all threads together:
+            with one thread the same on a quiet machine, and hardly another one on a busy machine. Only for a CPU.
 
     Raises:
         TypeError, ValueError: wrong arguments.
 
     Source: PAPER "Efficient Multi-Task Inference", which measures batch 1 at 224 x 224 in float32.
     """
-    times = _alternating({"": net}, image_size, batch_size, runs, warmup, device, threads)
+    times = _alternating({"": net}, image_size, batch_size, runs, warmup, device, threads, clock)
     return _latency(net, times[""], batch_size, device, threads)
 
 
@@ -89,12 +94,13 @@ def compare_latency(
     warmup: int = 10,
     device: str | torch.device | None = None,
     threads: int | None = None,
+    clock: str = "wall",
 ) -> pd.DataFrame:
     """Times several networks in turns, one pass each, so that a busy moment of the machine meets all of them.
 
     Args:
         nets: name -> network; ratios are to the first one.
-        image_size, batch_size, runs, warmup, device, threads: as in `measure_latency`; runs of each network.
+        image_size, batch_size, runs, warmup, device, threads, clock: as in `measure_latency`; runs of each network.
 
     Returns:
         One row a network, by `name`: `median_ms`, `q25_ms`, `q75_ms`; `ratio` (median over the rounds of its time to
@@ -106,7 +112,7 @@ def compare_latency(
     """
     if not isinstance(nets, Mapping) or not nets:
         raise ValueError(f"nets is {nets!r}; it must be a mapping with at least 1 network")
-    times = _alternating(nets, image_size, batch_size, runs, warmup, device, threads)
+    times = _alternating(nets, image_size, batch_size, runs, warmup, device, threads, clock)
     first, rows = times[next(iter(nets))], {}
     for name, net in nets.items():
         row = asdict(_latency(net, times[name], batch_size, device, threads))
@@ -143,9 +149,11 @@ def _alternating(
     warmup: int,
     device: str | torch.device | None,
     threads: int | None,
+    clock: str,
 ) -> dict[str, np.ndarray]:
     """Milliseconds of every run by network; run i of one is next to run i of the others."""
     _check(nets, image_size, batch_size, runs, warmup, threads)
+    _check_clock(nets, device, clock)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     images = torch.rand(batch_size, 3, height, width, generator=torch.Generator().manual_seed(0))
     ready = {name: _on(device, net) for name, net in nets.items()}
@@ -156,7 +164,7 @@ def _alternating(
         for run in range(-warmup, runs):
             turn = run % len(names)  # nobody is always the first of a round
             for name in names[turn:] + names[:turn]:
-                elapsed = _timed(ready[name], inputs[name])
+                elapsed = _timed(ready[name], inputs[name], _CLOCKS[clock])
                 if run >= 0:
                     times[name].append(elapsed)
     return {name: np.array(values) for name, values in times.items()}
@@ -167,7 +175,7 @@ def _on(device: str | torch.device | None, net: nn.Module) -> nn.Module:
     return net if stays else copy.deepcopy(net).to(device)
 
 
-def _timed(net: nn.Module, images: torch.Tensor) -> float:
+def _timed(net: nn.Module, images: torch.Tensor, clock: Callable[[], float]) -> float:
     """Milliseconds of one pass, all work on the device included."""
     if images.device.type == "cuda":
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -177,9 +185,9 @@ def _timed(net: nn.Module, images: torch.Tensor) -> float:
         end.record()
         torch.cuda.synchronize(images.device)
         return start.elapsed_time(end)
-    begin = time.perf_counter()
+    begin = clock()
     net(images)
-    return 1e3 * (time.perf_counter() - begin)
+    return 1e3 * (clock() - begin)
 
 
 def _latency(
@@ -237,3 +245,11 @@ def _check(
     for name, value, low in (("batch_size", batch_size, 1), ("runs", runs, 1), ("warmup", warmup, 0)):
         check_number(name, value, low)
     check_number("threads", threads, 1)
+
+
+def _check_clock(nets: Mapping[str, nn.Module], device: str | torch.device | None, clock: str) -> None:
+    if clock not in _CLOCKS:
+        raise ValueError(f"clock is {clock!r}; it must be one of {', '.join(_CLOCKS)}")
+    used = {_device(net).type if device is None else torch.device(device).type for net in nets.values()}
+    if clock == "cpu" and used != {"cpu"}:
+        raise ValueError(f'clock="cpu" is for networks on the CPU, not on {", ".join(sorted(used - {"cpu"}))}')

@@ -71,7 +71,7 @@ def fork_size(rows: pd.DataFrame, n_tasks: int) -> tuple[float, float]:
 
 
 def plot_choices(
-    table: pd.DataFrame, x: str, xlabel: str = "", chosen: Iterable[str] = (), ax: Axes | None = None
+    table: pd.DataFrame, x: str, xlabel: str = "", chosen: Iterable[str] | None = None, ax: Axes | None = None
 ) -> Axes:
     """Accuracy of each choice of blocks against what it costs, one colour for each number of tuned blocks.
 
@@ -80,7 +80,7 @@ def plot_choices(
             `x`, and quartiles of it in `x` + "_q25" and `x` + "_q75" where it is measured.
         x: the cost.
         xlabel: the cost in words; by default its name.
-        chosen: blocks of the choice to ring and to name.
+        chosen: blocks of the choice to ring and to name; none of them is linear probing, None rings nothing.
         ax: where to draw; a new figure by default.
 
     Raises:
@@ -90,8 +90,8 @@ def plot_choices(
     """
     if table.empty:
         raise ValueError("the table has no choices to plot")
-    chosen = tuple(chosen)
-    if chosen and chosen not in set(table["blocks"]):
+    chosen = None if chosen is None else tuple(chosen)
+    if chosen is not None and chosen not in set(table["blocks"]):
         raise ValueError(f"chosen is {chosen}; the table has no such blocks")
     if ax is None:
         _, ax = plt.subplots(figsize=(7.0, 4.6), layout="constrained")
@@ -102,8 +102,8 @@ def plot_choices(
         ax.errorbar(
             group[x], group["accuracy"], fmt="o", color=colour, markersize=5, elinewidth=0.8, label=label, **spread
         )
-    if chosen:
-        _ring(ax, table[table["blocks"] == chosen].iloc[0], x)
+    if chosen is not None:
+        _ring(ax, table[[blocks == chosen for blocks in table["blocks"]]].iloc[0], x)
     ax.set_xlabel(xlabel or x)
     ax.set_ylabel("validation accuracy")
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

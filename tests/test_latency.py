@@ -83,10 +83,17 @@ def test_a_busy_moment_that_meets_both_does_not_change_the_ratio(monkeypatch):
     """Ratios are taken round by round; the ratio of the medians would be another number here."""
     slow = np.array([1.0, 10.0, 1.0, 10.0, 1.0])
     times = {"a": iter(slow), "b": iter(3 * slow)}
-    monkeypatch.setattr("subtuning_lab.latency._timed", lambda net, images: next(times[net.name]))
+    monkeypatch.setattr("subtuning_lab.latency._timed", lambda net, images, clock: next(times[net.name]))
     table = compare_latency({name: Sleeper(name=name) for name in "ab"}, 8, runs=5, warmup=0)
     assert table["ratio"].tolist() == [1, 3] and table["ratio_q75"].tolist() == [1, 3]
     assert table["median_ms"].tolist() == [1, 3] and table["q75_ms"].tolist() == [10, 30]
+
+
+def test_the_cpu_clock_leaves_out_what_is_waited_for():
+    waiting = compare_latency({"net": Sleeper(0.02)}, 8, runs=3, warmup=0, clock="cpu")
+    assert waiting.loc["net", "median_ms"] < 15 < measure_latency(Sleeper(0.02), 8, runs=3, warmup=0).median
+    with pytest.raises(ValueError, match='clock="cpu" is for networks on the CPU, not on meta'):
+        measure_latency(Sleeper(), 8, device="meta", clock="cpu")
 
 
 def test_one_after_another_runs_all():
@@ -107,6 +114,7 @@ def test_one_after_another_runs_all():
         ({"runs": None}, TypeError, "got None"),
         ({"warmup": -1}, ValueError, "warmup must be at least 0"),
         ({"threads": 0}, ValueError, "threads must be at least 1"),
+        ({"clock": "sun"}, ValueError, "clock is 'sun'; it must be one of wall, cpu"),
         ({"device": "abacus"}, RuntimeError, "abacus"),
     ],
 )

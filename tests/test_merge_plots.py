@@ -139,6 +139,7 @@ def test_chosen_blocks_are_ringed_and_named():
     ax = plot_choices(CHOICES, "ratio", chosen=["block2"])
     assert [text.get_text() for text in ax.texts] == ["block2"]
     assert ax.lines[-1].get_xdata()[0] == 1.4
+    assert [text.get_text() for text in plot_choices(CHOICES, "ratio", chosen=()).texts] == [CHOICES["label"][0]]
     assert not plot_choices(CHOICES, "ratio").texts
 
 
