@@ -26,6 +26,7 @@ class Scorebook:
         backbone, task: what the scores are of.
         folds: pairs of training and validation indices.
         device: that trainings run on.
+        image_size: side in pixels that images are resized to, or None.
     """
 
     def __init__(
@@ -35,14 +36,10 @@ class Scorebook:
         task: Task,
         folds: Sequence[tuple[torch.Tensor, torch.Tensor]],
         device: torch.device,
+        image_size: int | None = None,
     ):
-        self.records, self.backbone_name, self.task, self.folds, self.device = (
-            records,
-            backbone.name,
-            task,
-            folds,
-            device,
-        )
+        self.records, self.backbone_name, self.task, self.folds = records, backbone.name, task, folds
+        self.device, self.image_size = device, image_size
         self.fingerprints = {"backbone": backbone.fingerprint, "task": task.fingerprint}
         head = backbone.source_head
         self._source_head = None if head is None else fingerprint_of({"head": head}, (), ())
@@ -87,6 +84,8 @@ class Scorebook:
         """Everything that a score depends on."""
         folds = {} if trial.fold is None and not trial.stops_early else {"folds": len(self.folds)}
         own = {"recipe": trial.settings(), "blocks": trial.blocks, "fold": trial.fold, "seed": trial.seed}
+        if trial.method:
+            own["image_size"] = self.image_size  # a subset's recipe says it
         if trial.reads_source_head:
             own["source_head"] = self._source_head
         if trial.other is not None:

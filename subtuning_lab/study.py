@@ -71,9 +71,9 @@ class Study:
         self.backbone = set_trainable(copy.deepcopy(backbone), []).eval().to(self.device)
         self.records = records if isinstance(records, Records) else Records(records or ":memory:")
         self._folds = task.folds(folds)
-        self._book = Scorebook(self.records, backbone, task, self._folds, self.device)
         size = self.recipes[0].image_size
         check_images(self.backbone, task, size)
+        self._book = Scorebook(self.records, backbone, task, self._folds, self.device, size)
         self.parts = part_table(backbone, size or task.image_size)
         self._trainer = Trainer(self.backbone, task, self._folds, self._book, self.parts, size, engine, memory_limit)
 
@@ -131,7 +131,7 @@ class Study:
             and the recipe's `lr`, `head_lr`, `weight_decay` and `bn`.
         """
         table = self.all_scores(subsets)
-        means = table.groupby(["blocks", "recipe"], sort=False)["accuracy"].mean().reset_index()
+        means = _mean_accuracy(table, ["blocks", "recipe"]).reset_index()
         best = means.loc[means.groupby("blocks", sort=False)["accuracy"].idxmax(), ["blocks", "recipe"]]
         return table.merge(best).drop(columns="recipe")
 
@@ -202,7 +202,7 @@ class Study:
         return (
             recipes[0]
             if len(recipes) == 1
-            else recipes[int(self.all_scores([names]).groupby("recipe")["accuracy"].mean().idxmax())]
+            else recipes[int(_mean_accuracy(self.all_scores([names]), "recipe").idxmax())]
         )
 
     def fit(self, blocks: Blocks, seed: int | None = None) -> TunedTask:
@@ -286,3 +286,8 @@ class Study:
         norms = [m for name in blocks for m in self.backbone.part(name).modules() if isinstance(m, _BatchNorm)]
         recipes = [own if norms else replace(own, bn=BN_MODES[0]) for own in self.recipes]
         return list(dict.fromkeys(recipes if blocks else [own.for_probing() for own in recipes]))
+
+
+def _mean_accuracy(table: pd.DataFrame, by: str | list[str]) -> pd.Series:
+    """Means that rounding doesn't tell apart: of equal recipes the first one counts."""
+    return table.groupby(by, sort=False)["accuracy"].mean().round(12)

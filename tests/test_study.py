@@ -7,6 +7,7 @@ import torch
 from conftest import tiny_chain, tiny_split, tiny_task
 
 import subtuning_lab.trainer
+from subtuning_lab.head2toe import Head2Toe
 from subtuning_lab.profiles import finetuning_profile
 from subtuning_lab.recipe import Recipe
 from subtuning_lab.records import Records
@@ -344,6 +345,23 @@ def test_methods_are_scored_on_the_same_folds_and_tested_through_the_same_door()
     assert study.test(method).mean == pytest.approx(1 / 3) and store.test_uses() == 1
     n = len(store.table())
     assert study.method_scores([method]).equals(table) and len(store.table()) == n
+
+
+def test_methods_on_other_image_sizes_have_records_of_their_own():
+    store, method = Records(":memory:"), Head2Toe(pool=6, share=1.0)
+    for number, size in enumerate((None, 4), start=1):
+        new_study(recipe=replace(RECIPE, image_size=size), records=store).method_scores([method])
+        assert len(store.table()) == 2 * number
+
+
+def test_of_recipes_that_tie_the_first_one_counts(monkeypatch):
+    study = new_study(recipe=[replace(RECIPE, lr=lr) for lr in (1e-2, 1e-3)], folds=3)
+    values = [0.1, 0.2, 0.3, 0.3, 0.2, 0.1]  # whose sums differ by rounding
+    table = study.all_scores([["block1"]]).assign(accuracy=values)
+    monkeypatch.setattr(study, "all_scores", lambda subsets: table)
+    assert sum(values[:3]) != sum(values[3:])
+    assert study.recipe_of(["block1"]) == study.recipes[0]
+    assert study.scores([["block1"]])["lr"].tolist() == [1e-2] * 3
 
 
 def test_the_caller_keeps_his_backbone():
