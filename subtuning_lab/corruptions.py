@@ -6,6 +6,9 @@ ImageNet-C's for larger ones. As there, results are cut, not rounded, to 8 bits.
 Deviations: noise is seeded per image, so that it does not depend on how images are grouped. Frost is drawn, not
 photographed. What filters compute counts as a level from 1e-6 below it on, so that a float's last digit does not
 decide. Smaller ones stand in the functions: `glass_blur`, `motion_blur`, `elastic_transform`, `spatter`, `frost`.
+Compared: given our draws, the published formulas and the library imagecorruptions-imaug 1.1.5 make the same images of
+photographs of 32, 96 and 224 pixels but for one level in places (two in glass blur and three in snow, which are cut
+between steps, and more in spatter where noise exceeds 1), and but for frost.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ import colorsys
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from subtuning_lab.corruptions import (
     COMMON_CORRUPTIONS,
@@ -224,3 +225,21 @@ def test_unknown_name_lists_the_allowed():
 def test_other_images_are_refused(images):
     with pytest.raises(ValueError, match="uint8"):
         corrupt(images, "contrast", 1)
+
+
+# Shot noise, contrast and JPEG compute on the CPU; glass blur and water look at values to see when they are done.
+ON_DEVICE = [
+    name
+    for name in corruption_names()
+    if name not in ("shot_noise", "contrast", "jpeg_compression", "glass_blur", "spatter")
+]
+
+
+@pytest.mark.parametrize("name", ON_DEVICE)
+def test_images_stay_on_their_device(name):
+    """Tensors without contents follow devices as real ones do, so no GPU is needed to see one mixed up."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for side in (SMALL, LARGE):
+            images = torch.empty(4, 3, side, side, dtype=torch.uint8, device="cuda")
+            out = corrupt(images, name, 5)
+            assert out.device.type == "cuda" and out.shape == images.shape and out.dtype == torch.uint8
