@@ -9,6 +9,7 @@ of 20 tasks.
 
     python benchmarks/merged_latency.py                            # ResNet-18, ResNet-50, ViT-tiny at 64 px
     python benchmarks/merged_latency.py --case resnet18 --plain    # weights as torch keeps them
+    OMP_NUM_THREADS=1 python benchmarks/merged_latency.py --clock cpu   # on a machine that is busy with other work
     python benchmarks/merged_latency.py --device cuda --size 224   # on a GPU
     python benchmarks/merged_latency.py --device cuda --size 224 --mode reduce-overhead   # with CUDA graphs
 """
@@ -42,14 +43,14 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--runs", type=int, default=30, help="timed passes of each side")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: computing time; use one thread")
     parser.add_argument("--layout", choices=("channels_last", "contiguous"), default="channels_last")
     parser.add_argument("--plain", action="store_true", help="weights of convolutions not packed (CPU)")
     parser.add_argument("--mode", choices=MODES, help="of torch.compile, for both sides; default: not compiled")
     arguments = parser.parse_args()
     pack = arguments.device == "cpu" and arguments.mode is None and not arguments.plain
-    both = Both(
-        arguments.size, arguments.runs, arguments.device, arguments.layout == "channels_last", pack, arguments.mode
-    )
+    layout = arguments.layout == "channels_last"
+    both = Both(arguments.size, arguments.runs, arguments.device, layout, pack, arguments.mode, arguments.clock)
     print(machine_line(), f"threads {torch.get_num_threads()}; {both}")
     for name in arguments.case or CASES:
         measure(name, both, arguments.tasks, arguments.batches)
@@ -65,6 +66,7 @@ class Both:
     channels_last: bool
     pack: bool
     mode: str | None
+    clock: str
 
     def ready(self, net: nn.Module, batch: int) -> nn.Module:
         """The network as it is measured."""
@@ -75,7 +77,7 @@ class Both:
         return torch.rand(batch, 3, self.size, self.size, device=self.device)
 
     def compare(self, nets: Mapping[str, nn.Module], batch: int) -> pd.DataFrame:
-        return compare_latency(nets, self.size, batch, runs=self.runs, warmup=5)
+        return compare_latency(nets, self.size, batch, runs=self.runs, warmup=5, clock=self.clock)
 
 
 def measure(name: str, both: Both, counts: list[int], batches: list[int]) -> None:
