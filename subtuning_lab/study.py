@@ -71,6 +71,7 @@ class Study:
         self.backbone = set_trainable(copy.deepcopy(backbone), []).eval().to(self.device)
         self.records = records if isinstance(records, Records) else Records(records or ":memory:")
         self._folds = task.folds(folds)
+        self._others: dict[Split, OtherImages] = {}
         size = self.recipes[0].image_size
         check_images(self.backbone, task, size)
         self._book = Scorebook(self.records, backbone, task, self._folds, self.device, size)
@@ -248,8 +249,10 @@ class Study:
         return self._at_last(what, [self._other(split)])
 
     def _other(self, split: Split) -> OtherImages:
-        check_other(split, self.task)
-        return OtherImages(split)
+        if split not in self._others:  # every image is hashed: once
+            check_other(split, self.task)
+            self._others[split] = OtherImages(split)
+        return self._others[split]
 
     def _at_last(self, what: Blocks | Method, others: Sequence[OtherImages | None]) -> TestResult:
         """Scores on the first of these images, None being the test split; what is trained is scored on all of them."""
