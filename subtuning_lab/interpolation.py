@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 import pandas as pd
 import torch
@@ -20,11 +19,12 @@ from subtuning_lab.recipe import Recipe
 from subtuning_lab.study import Blocks, Study
 from subtuning_lab.tasks import Split
 from subtuning_lab.training import fit_together
+from subtuning_lab.trials import OtherImages
 from subtuning_lab.tuning import count_trained, tune_parts
 
 ALPHAS: tuple[float, ...] = tuple(step / 10 for step in range(11))
 _BATCH = 256
-_LATEST: WeakKeyDictionary[Split, dict[tuple, TunedTask]] = WeakKeyDictionary()
+_LATEST: dict[tuple, TunedTask] = {}  # one training at a time is kept
 
 
 def interpolate(tuned: TunedTask, alpha: float) -> TunedTask:
@@ -109,15 +109,15 @@ class Interpolated:
             image_size: of the recipe; no other is possible.
         """
         readout = None if backbone.source_head is None else fingerprint_of({"head": backbone.source_head}, (), ())
-        key = (backbone.fingerprint, readout, self.blocks, self.recipe, num_classes, seed)
-        latest = _LATEST.setdefault(train, {})
-        if key not in latest:
-            latest.clear()  # one training at a time is kept
-            latest[key] = _fit(self, backbone, train, num_classes, seed)
+        images = OtherImages(train).fingerprint  # a GPU gets a new copy of the split for every method
+        key = (images, backbone.fingerprint, readout, self.blocks, self.recipe, num_classes, seed, backbone.mean.device)
+        if key not in _LATEST:
+            _LATEST.clear()
+            _LATEST[key] = _fit(self, backbone, train, num_classes, seed)
         params = count_parameters(backbone, self.blocks)
         if self.recipe.adapter is not None or self.recipe.params != "all":
             params = count_trained(tune_parts(backbone, self.blocks, self.recipe).values())
-        return FittedInterpolation(interpolate(latest[key], self.alpha), params)
+        return FittedInterpolation(interpolate(_LATEST[key], self.alpha), params)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from subtuning_lab.pruning import prune_blocks
 from subtuning_lab.recipe import Recipe
 from subtuning_lab.records import Records
 from subtuning_lab.study import Study
+from subtuning_lab.tasks import Split
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=3e-2)
 SOURCE = replace(RECIPE, head_start="source")
@@ -120,6 +121,7 @@ def test_a_curve_costs_one_training_per_fold_and_is_read_again(monkeypatch):
 
     fit = interpolation.fit_together
     monkeypatch.setattr(interpolation, "fit_together", counted)
+    monkeypatch.setattr(interpolation, "_LATEST", {})
     store, clean, task = Records(":memory:"), tiny_split(9, seed=9), tiny_task()
     study = Study(sourced_chain(), task, RECIPE, folds=2, records=store, progress=False)
     first = interpolation_curve(study, BLOCKS, clean, [0.0, 0.25, 1.0])
@@ -129,6 +131,19 @@ def test_a_curve_costs_one_training_per_fold_and_is_read_again(monkeypatch):
     assert len(trained) == 3
     interpolation_curve(again, BLOCKS[:1], clean, [0.5])
     assert len(trained) == 6
+
+
+def test_a_copy_of_the_images_shares_the_training(monkeypatch):
+    """As on a GPU, where a study hands a new split to every method."""
+    monkeypatch.setattr(interpolation, "_LATEST", {})
+    split, chain = tiny_split(), sourced_chain()
+    first = Interpolated(BLOCKS, RECIPE, 0.2).fit(chain, split, 3)
+    (trained,) = interpolation._LATEST.values()
+    again = Interpolated(BLOCKS, RECIPE, 0.2).fit(chain, Split(split.images.clone(), split.labels), 3)
+    assert next(iter(interpolation._LATEST.values())) is trained
+    assert torch.equal(first.logits(split), again.logits(split))
+    Interpolated(BLOCKS, RECIPE, 0.2).fit(chain, Split(255 - split.images, split.labels), 3)
+    assert next(iter(interpolation._LATEST.values())) is not trained
 
 
 def test_another_pretrained_readout_is_another_curve():
