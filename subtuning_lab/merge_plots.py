@@ -195,5 +195,6 @@ def _spread(group: pd.DataFrame, x: str) -> list[pd.Series] | None:
 def _ring(ax: Axes, row: pd.Series, x: str) -> None:
     ax.plot(row[x], row["accuracy"], "o", color="black", fillstyle="none", markersize=14, markeredgewidth=1.6)
     box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85}
-    offset = {"xytext": (11, -15), "textcoords": "offset points", "fontsize": 9, "weight": "bold", "bbox": box}
-    ax.annotate(row["label"], (row[x], row["accuracy"]), zorder=6, **offset)
+    side = "right" if row[x] > sum(ax.get_xlim()) / 2 else "left"  # where there is room for a long name
+    place = {"xytext": (-11 if side == "right" else 11, -15), "textcoords": "offset points", "ha": side}
+    ax.annotate(row["label"], (row[x], row["accuracy"]), zorder=6, fontsize=9, weight="bold", bbox=box, **place)

@@ -143,6 +143,12 @@ def test_chosen_blocks_are_ringed_and_named():
     assert not plot_choices(CHOICES, "ratio").texts
 
 
+def test_a_name_stands_where_there_is_room():
+    for chosen, side in ((["block1", "block2"], "right"), ([], "left")):
+        ax = plot_choices(CHOICES, "ratio", chosen=chosen)
+        assert ax.texts[0].get_horizontalalignment() == side
+
+
 def test_bad_choices_are_refused():
     with pytest.raises(ValueError, match="no choices"):
         plot_choices(CHOICES.iloc[:0], "ratio")
