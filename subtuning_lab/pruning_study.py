@@ -75,6 +75,7 @@ def pruning_table(
     test: bool = False,
     batch_size: int = 1,
     runs: int = 30,
+    clock: str = "wall",
 ) -> pd.DataFrame:
     """Scores a subset whole and pruned in several ways on the folds, and measures what the pruned blocks save.
 
@@ -86,7 +87,7 @@ def pruning_table(
         tune_on: as for `fit_pruned`; above 0, subsets pruned after tuning have a row without and a row with it, which
             is trained for so many epochs more than all others.
         test: whether to train each on all training images and score it on the test split, once per seed.
-        batch_size, runs: of `compare_latency`.
+        batch_size, runs, clock: of `compare_latency`.
 
     Returns:
         One row each, the whole subset first: `pruned` ("no", "before tuning", "after tuning", "after, tuned on"),
@@ -113,7 +114,7 @@ def pruning_table(
     height, width = study.task.image_size
     size = study.recipes[0].image_size or (height, width)
     networks = {str(i): variant.task.network() for i, variant in enumerate(variants)}
-    times = compare_latency(networks, size, batch_size, runs=runs)
+    times = compare_latency(networks, size, batch_size, runs=runs, clock=clock)
     times = times[["median_ms", "q25_ms", "q75_ms", "ratio"]].rename(columns={"ratio": "ratio_ms"})
     return pd.DataFrame([variant.row(size, test) for variant in variants]).join(times.reset_index(drop=True))
 

@@ -61,12 +61,12 @@ def task_of(chain, blocks, siamese=False, seed=1) -> TunedTask:
 
 
 def removed_columns(whole, small):
-    """Input channels that a weight lost: every number of the whole weight is found again by its value."""
-    place = {value: i for i, value in enumerate(whole.flatten().tolist())}
-    assert len(place) == whole.numel(), "two weights are equal"
-    inputs = small.flatten(2)[0, :, 0] if small.dim() > 2 else small[0]
-    kept = {place[value] // whole[0, 0].numel() % whole.shape[1] for value in inputs.tolist()}
-    return sorted(set(range(whole.shape[1])) - kept)
+    """Input channels that a weight lost; those that it kept are found again by their numbers in one row."""
+    whole, small = (weight.reshape(*weight.shape[:2], -1)[..., 0] for weight in (whole, small))
+    ((row, _),) = (whole == small[0, 0]).nonzero().tolist()  # no number is there twice
+    kept = torch.isin(whole[row], small[0])
+    assert int(kept.sum()) == small.shape[1]
+    return (~kept).nonzero().flatten()
 
 
 def without_channels(whole, small):
@@ -124,12 +124,13 @@ def family_chain(case) -> Chain:
 def test_pruned_parts_compute_what_is_left_of_the_whole_ones(case, whole):
     chain = family_chain(case)
     before, inputs = chain.fingerprint, inputs_of(chain)
-    pruned = prune_backbone(chain, "all", 0.5)
+    names = chain.part_names if len(chain.parts) < 9 else chain.part_names[:4] + chain.part_names[-3:]
+    pruned = prune_backbone(chain, names, 0.5)
     shapes = [part_table(c)["output_shape"].tolist() for c in (chain, pruned)]
     assert chain.fingerprint == before and shapes[0] == shapes[1]
     for name in chain.part_names:
         own, small = chain.part(name), pruned.part(name)
-        if name in whole:
+        if name in whole or name not in names:
             assert all(torch.equal(a, b) for a, b in zip(own.parameters(), small.parameters(), strict=True))
             continue
         assert count_parameters(pruned, [name]) < count_parameters(chain, [name])

@@ -75,8 +75,8 @@ def test_every_kind_is_saved_and_merged(options, tmp_path):
 
 
 def test_the_table_has_a_row_for_every_way_and_counts_by_hand():
-    study = study_of()
-    table = pruning_table(study, BLOCKS, [0.25, 0.5], importances=["l1", "random"], tune_on=1, runs=2)
+    study = study_of(epochs=1)
+    table = pruning_table(study, BLOCKS, [0.25, 0.5], importances=["l1", "random"], tune_on=1, runs=2, clock="cpu")
     assert table["pruned"].tolist() == ["no", *["before tuning"] * 4, *["after tuning", "after, tuned on"] * 4]
     assert table.loc[1:, "ratio"].tolist() == [0.25, 0.25, 0.5, 0.5] + [0.25] * 4 + [0.5] * 4
     whole = 2 * (8 * 6 * 9 + 2 * 8 + 6 * 8 * 9 + 6)
