@@ -283,6 +283,17 @@ def test_backward_looks_one_round_further_too():
     assert greedy_subtuning(table_of(field), 0.01, direction="backward", race=race).blocks == ("b3",)
 
 
+@pytest.mark.parametrize("race", [Race(), Halving()])
+@pytest.mark.parametrize("epsilon", [0.0, 0.005, 0.02, 0.1])
+def test_a_raced_replay_is_what_another_race_would_have_given(race, epsilon):
+    for seed in (0, 1, 2):
+        field = {"quality": lambda blocks, recipe: 0.5, "seeds": (seed,), "noise": 0.03}
+        replayed = greedy_subtuning(Field(**field), -math.inf, race=race).replay(epsilon)
+        again = greedy_subtuning(Field(**field), epsilon, race=race)
+        assert replayed.complete and replayed.blocks == again.blocks
+        assert_frame_equal(replayed.trace, again.trace)
+
+
 def test_a_raced_search_replays_and_takes_a_significance_rule():
     result = greedy_subtuning(Field(CLEAR), -math.inf, 2, race=Race(), keep=SignificantGain())
     assert result.blocks[:1] == ("b2",) or "b2" in result.blocks
