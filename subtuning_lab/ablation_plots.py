@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from subtuning_lab.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
 
@@ -141,7 +141,9 @@ def plot_alphas(summary: pd.DataFrame, alpha: float, ax: Axes | None = None) -> 
     style = {"fmt": "o", "color": BLUE, "markersize": 9, "capsize": 3, "elinewidth": 1}
     ax.errorbar(own["clean"], own["target"], xerr=error["clean"], yerr=error["target"], **style)
     ax.margins(0.12)
-    ax.xaxis.set_major_formatter(PercentFormatter(1.0))  # all of it may lie within a few points
+    low, high = ax.get_xlim()  # of a few points perhaps: few ticks, as long as they must be, none above 100 %
+    ax.set_xticks([tick for tick in MaxNLocator(4).tick_values(low, min(high, 1.0)) if low <= tick <= 1.0])
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0))
     ax.set_xlabel("accuracy on clean images")
     _finish(ax, f"blue: alpha {alpha:g}, with one standard deviation")
     ax.set_ylabel("accuracy on the task")
