@@ -28,12 +28,12 @@ def plot_shifts(summary: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ValueError: several training-set sizes, or a method that is there twice under one shift.
     """
     size, accuracy = one_size(summary), _matrix(summary, "accuracy")
-    spread = _matrix(summary, "std").fillna(0.0)
+    spread = _matrix(summary, "std")
     if ax is None:
         figure = (2.6 + 0.95 * accuracy.shape[1], 2.0 + 0.5 * len(accuracy))
         _, ax = plt.subplots(figsize=figure, layout="constrained")
     words = [
-        ["" if pd.isna(a) else f"{100 * a:.0f} ± {100 * s:.0f}" for a, s in zip(*rows, strict=True)]
+        [_percent(*pair) for pair in zip(*rows, strict=True)]
         for rows in zip(accuracy.to_numpy(), spread.to_numpy(), strict=True)
     ]
     bar = {"label": "accuracy under the shift", "format": PercentFormatter(1.0, decimals=0)}
@@ -188,6 +188,13 @@ def _name_axes(ax: Axes) -> None:
     ax.tick_params(length=0)
     ax.set_xticklabels(ax.get_xticklabels(), rotation=35, ha="right")
     ax.set_yticklabels(ax.get_yticklabels(), rotation=0)
+
+
+def _percent(mean: float, spread: float) -> str:
+    """Mean and standard deviation in percent; one score has no spread."""
+    if pd.isna(mean):
+        return ""
+    return f"{100 * mean:.0f}" if pd.isna(spread) else f"{100 * mean:.0f} ± {100 * spread:.0f}"
 
 
 def _zero(spread: float) -> float:

@@ -51,6 +51,10 @@ def test_every_shift_and_method_has_its_cell_and_the_best_is_framed(summary):
     assert np.ma.is_masked(values[2, 0]) and values[1, 2] == pytest.approx(0.8)
 
 
+def test_one_score_has_no_spread(summary):
+    assert {"20", "70", "80"} <= set(texts(plot_shifts(summary.assign(std=np.nan, n=1))))
+
+
 def test_steps_are_coloured_by_when_and_written_by_how_often():
     rows = [
         (50, "noise@5", "b1", 1.0, 3, 3),
