@@ -42,6 +42,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--max-blocks", type=int, default=3)
     parser.add_argument("--race", action="store_true", help="race the candidates of a round")
+    parser.add_argument("--short", type=float, default=0.3, help="of a race; one epoch alone prefers late blocks")
+    parser.add_argument("--most", type=int, default=4, help="of a race: candidates that are trained in full")
     parser.add_argument("--methods", default=",".join(SHIFT_METHODS))
     parser.add_argument("--records", type=Path, default=Path("runs/shifts.sqlite"))
     parser.add_argument("--out", type=Path, default=Path("results/shifts"), help="path without its suffix")
@@ -58,7 +60,7 @@ def main() -> None:
     choices = {"lr": [float(lr) for lr in given.lrs.split(",")], "bn": ["batch", "frozen"]}
     recipes = lab.recipe_grid(recipe, **choices, head_start=given.head_start.split(","))
     how = {"folds": given.folds, "repeats": given.repeats, "max_blocks": given.max_blocks, "records": given.records}
-    how["race"] = lab.Race() if given.race else None
+    how["race"] = lab.Race(short=given.short, most=given.most) if given.race else None
     methods = [name.strip() for name in given.methods.split(",")]
     given.out.parent.mkdir(parents=True, exist_ok=True)
     print(machine_line())
