@@ -137,6 +137,7 @@ def model_card(tuned: TunedTask, repo_id: str, file_bytes: int) -> str:
         "training images": tuned.provenance.get("n_train", "not recorded"),
         "backbone": f"{tuned.backbone.name}, fingerprint {tuned.backbone.fingerprint[:12]}",
         "tuned blocks": ", ".join(blocks) or "none (linear probing)",
+        **({"pruned blocks": ", ".join(in_order(tuned.backbone, tuned.pruned))} if tuned.pruned else {}),
         "readout": ("frozen and tuned features (Siamese)" if tuned.siamese else "tuned features")
         + (f", {tuned.head_depth} layers" if tuned.head_depth > 1 else ""),
         "image size": _size(tuned),

@@ -30,10 +30,11 @@ def distance(tuned: TunedTask, head_start: Start | None = None) -> pd.DataFrame:
         `distance`, and `statistics`: the distance of BatchNorm's running statistics, which are no parameters.
 
     Raises:
-        ValueError: a start whose tensors differ from the readout's in name or shape.
+        ValueError: a start whose tensors differ from the readout's in name or shape, or a pruned task.
 
     Source: PAPER "Theorem 1", ||theta~ - theta||_2 <= Delta.
     """
+    _check_whole(tuned)
     rows = {}
     for name in in_order(tuned.backbone, tuned.blocks):
         part, weights = tuned.backbone.part(name), tuned.weights[name]
@@ -102,6 +103,7 @@ def taylor_logits(
     check_number("batch_size", batch_size, 1)
     if tuned.siamese:
         raise ValueError("the task is Siamese; a way from one network to another is there for plain tasks only")
+    _check_whole(tuned)
     network, starts, ways = _way(tuned, head_start)
     if not starts:
         raise ValueError("nothing moves: the task has no tuned blocks; give head_start to move the readout")
@@ -125,6 +127,13 @@ def _way(tuned: TunedTask, head_start: Start | None) -> tuple[nn.Module, dict, d
     ends = {name: p for name, p in network.named_parameters() if name in starts}
     starts = {name: starts[name].to(p) for name, p in ends.items() if not torch.equal(starts[name].to(p), p)}
     return network, starts, {name: ends[name] - start for name, start in starts.items()}
+
+
+def _check_whole(tuned: TunedTask) -> None:
+    if tuned.pruned:
+        raise ValueError(
+            f"{', '.join(in_order(tuned.backbone, tuned.pruned))} is pruned; no way leads there from the backbone"
+        )
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ from subtuning_lab.chain import Chain, copy_weights, count_parameters, part_tabl
 from subtuning_lab.deltas import TunedTask, load_tuned
 from subtuning_lab.export import export_merged, optimize
 from subtuning_lab.families import as_chain
+from subtuning_lab.hub import model_card
+from subtuning_lab.linearity import distance, linearization_gap
 from subtuning_lab.pruning import prune_backbone, prune_blocks
 from subtuning_lab.siamese import merge_tasks
 from subtuning_lab.task_files import read_task
@@ -355,6 +357,15 @@ def test_files_from_before_pruning_are_read(tmp_path):
 def test_bad_choices_are_refused_by_name(options, error, message):
     with pytest.raises(error, match=message):
         prune_blocks(task_of(chain_of(), ["block1"]), **options)
+
+
+def test_no_way_leads_from_the_backbone_to_pruned_blocks_and_the_card_names_them():
+    pruned = prune_blocks(task_of(chain_of(), ["block1", "block3"]), 0.5)
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    for measure in (distance, lambda task: linearization_gap(task, images)):
+        with pytest.raises(ValueError, match="block1, block3 is pruned"):
+            measure(pruned)
+    assert "| pruned blocks | block1, block3 |" in model_card(pruned, "me/task", 1)
 
 
 @pytest.mark.parametrize("blocks", [["block1"], ["tail"], []])
