@@ -15,7 +15,7 @@ Backbone = Annotated[str, typer.Option(help="A bundled backbone or a timm name."
 Weights = Annotated[str, typer.Option(help="pretrained, random, or the path of a .safetensors file.")]
 DropBlock = Annotated[list[str] | None, typer.Option(help="A block that the weights lack.")]
 ModelOption = Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the model's constructor.")]
-TaskName = Annotated[str, typer.Option(help="A task such as digits, cifar10, folder:DIR or vtab:DIR.")]
+TaskName = Annotated[str, typer.Option(help="A task such as digits, digits+snow@3, cifar10, folder:DIR or vtab:DIR.")]
 TrainSize = Annotated[int | None, typer.Option(help="Training images, all if not given.")]
 Folds = Annotated[int, typer.Option(help="Folds of the training images.")]
 Seeds = Annotated[int, typer.Option(help="Repetitions, with the seeds 0, 1, ...")]

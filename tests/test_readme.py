@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import subtuning_lab as lab
 from subtuning_lab.cli import app
 from subtuning_lab.presets import load_preset, parse_parameter, settle_parameters
 from subtuning_lab.reproduce import select_sections
@@ -17,6 +18,7 @@ from subtuning_lab.reproduce import select_sections
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 SHELL = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
 COMMANDS = [line for line in SHELL if line.startswith("subtuning-lab") and " reproduce" not in line]
 REPRODUCE = [line for line in SHELL if line.startswith("subtuning-lab reproduce")]
@@ -41,13 +43,29 @@ def test_there_is_something_to_test():
 
 
 def test_the_example_runs_as_printed(workplace, capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    offline = example.replace('"resnet18", weights="pretrained"', '"lab-resnet"').replace("epochs=10", "epochs=15")
+    offline = EXAMPLES[0].replace('"resnet18", weights="pretrained"', '"lab-resnet"').replace("epochs=10", "epochs=15")
     assert offline.count('"lab-resnet"') == 2
     exec(compile(offline, "README", "exec"), {})
     assert {"photos.safetensors", "profile.png", "runs"} <= {path.name for path in workplace.iterdir()}
     accuracy = float(re.search(r"mean=([\d.]+)", capsys.readouterr().out)[1])
     assert accuracy > 0.8  # bright against dark is easy; chance is 0.5
+
+
+def test_what_lies_beyond_the_search_runs_as_printed_but_smaller():
+    (example,) = EXAMPLES[1:]
+    for whole, small in {
+        'load_task("digits")': 'load_task("digits", train_size=60, test_size=20)',
+        'load_task("source")': 'load_task("source", train_size=80, test_size=40)',
+        "train_size=100": "train_size=80, max_blocks=1, repeats=1",
+        "[20, 40, 80]": "[20, 10]",
+    }.items():
+        assert example.count(whole) == 1
+        example = example.replace(whole, small)
+    given = {"lab": lab, "recipes": [lab.Recipe(epochs=1, batch_size=20, bn="frozen", lr=1e-3)]}
+    exec(compile(example, "README", "exec"), given)
+    assert given["shifts"]["shift"].unique().tolist() == ["gaussian_noise@5", "contrast@5"]
+    assert given["asked"].groupby("strategy")["train_size"].max().to_dict() == {"random": 30, "margin": 30}
+    assert given["smaller"].pruned == {"layer3.0"} and given["between"].provenance["alpha"] == 0.5
 
 
 def test_the_other_commands_run_as_printed(workplace):
