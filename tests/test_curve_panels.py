@@ -23,9 +23,9 @@ def nothing_leaks(monkeypatch):
     """The panel asks pyplot for no figure, which would show twice; small pictures."""
     monkeypatch.setattr(panels, "_DPI", 50)
     monkeypatch.setattr(plt, "figure", None)
-    backend = matplotlib.get_backend()
+    before = plt.get_fignums(), matplotlib.get_backend()
     yield
-    assert not plt.get_fignums() and matplotlib.get_backend() == backend
+    assert (plt.get_fignums(), matplotlib.get_backend()) == before
 
 
 @pytest.fixture
