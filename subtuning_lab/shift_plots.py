@@ -42,8 +42,8 @@ def plot_shifts(summary: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for row, best in enumerate(accuracy.to_numpy().round(12)):
         ax.add_patch(plt.Rectangle((int(np.nanargmax(best)), row), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2.5))
     _name_axes(ax)
-    n = _range(summary["n"])
-    ax.set_title(f"{size} labelled images; mean and standard deviation in percent, n = {n}; best framed", fontsize=10)
+    spread = "mean and standard deviation in percent" if summary["n"].max() > 1 else "percent"
+    ax.set_title(f"{size} labelled images; {spread}, n = {_range(summary['n'])}; best framed", fontsize=10)
     return ax
 
 
