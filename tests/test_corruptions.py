@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from subtuning_lab import filters
+from subtuning_lab.corruption_digital import box_matrix
 from subtuning_lab.corruptions import (
     COMMON_CORRUPTIONS,
     CORRUPTION_FAMILIES,
@@ -235,8 +237,16 @@ ON_DEVICE = [
 ]
 
 
+@pytest.fixture
+def no_memory():
+    """Empties what the formulas remember, so that no tensor without contents stays there."""
+    yield
+    for remembered in (box_matrix, filters.gaussian_matrix, filters.zoom_matrix, filters.cosines):
+        remembered.cache_clear()
+
+
 @pytest.mark.parametrize("name", ON_DEVICE)
-def test_images_stay_on_their_device(name):
+def test_images_stay_on_their_device(name, no_memory):
     """Tensors without contents follow devices as real ones do, so no GPU is needed to see one mixed up."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         for side in (SMALL, LARGE):
