@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from subtuning_lab.ablation_plots import plot_alphas, plot_interpolation
-from subtuning_lab.panels import Panel, Picture, draw
+from subtuning_lab.panels import Panel, Picture, check_columns, draw
 
 _COLUMNS = ("alpha", "images", "accuracy", "std", "n")
 _IMAGES = {"target": "the task", "clean": "clean images"}
@@ -68,11 +68,7 @@ class AlphaPanel(Panel):
 
 
 def _checked(summary: object) -> pd.DataFrame:
-    if not isinstance(summary, pd.DataFrame):
-        raise TypeError(f"summary is a {type(summary).__name__}; it must be a table")
-    missing = [name for name in _COLUMNS if name not in summary]
-    if missing:
-        raise ValueError(f"summary has no column {missing[0]}; it must have {', '.join(_COLUMNS)}")
+    check_columns(summary, _COLUMNS)
     absent = [name for name in _IMAGES if name not in set(summary["images"])]
     if absent:
         raise ValueError(f"summary has no rows of {absent[0]} images; give a table of summarize_interpolation")

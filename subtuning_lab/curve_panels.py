@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from subtuning_lab.comparison_plots import plot_curves, plot_methods
-from subtuning_lab.panels import Panel, Picture, draw
+from subtuning_lab.panels import Panel, Picture, check_columns, draw
 from subtuning_lab.plots import GREY
 
 _COLUMNS = ("train_size", "method", "accuracy", "std", "n")
@@ -84,11 +84,7 @@ def _limits(summary: pd.DataFrame) -> tuple[float, float]:
 
 
 def _checked(summary: object) -> pd.DataFrame:
-    if not isinstance(summary, pd.DataFrame):
-        raise TypeError(f"summary is a {type(summary).__name__}; it must be a table")
-    missing = [name for name in _COLUMNS if name not in summary]
-    if missing:
-        raise ValueError(f"summary has no column {missing[0]}; it must have {', '.join(_COLUMNS)}")
+    check_columns(summary, _COLUMNS)
     if summary.empty:
         raise ValueError("summary is empty; give at least one method at one size")
     twice = summary[summary.duplicated(["train_size", "method"])]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 
 import ipywidgets as widgets
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -114,6 +115,15 @@ def _pictures(widget: widgets.Widget) -> list[Picture]:
     if isinstance(widget, Picture):
         return [widget]
     return [picture for child in getattr(widget, "children", ()) for picture in _pictures(child)]
+
+
+def check_columns(summary: object, columns: Sequence[str]) -> None:
+    """Raises TypeError unless it is a table, and ValueError unless it has these columns."""
+    if not isinstance(summary, pd.DataFrame):
+        raise TypeError(f"summary is a {type(summary).__name__}; it must be a table")
+    missing = [name for name in columns if name not in summary]
+    if missing:
+        raise ValueError(f"summary has no column {missing[0]}; it must have {', '.join(columns)}")
 
 
 def _stacked(pngs: list[bytes]) -> bytes:
