@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeVar
 
 import pandas as pd
 import torch
@@ -20,6 +22,8 @@ from subtuning_lab.checks import as_images, as_integers, check_labels, check_num
 from subtuning_lab.job import fast_layout
 from subtuning_lab.packing import bytes_per_candidate, free_bytes
 from subtuning_lab.per_image import norms_backward, plans_of, trace_parts
+
+Result = TypeVar("Result")
 
 METHODS: tuple[str, ...] = ("exact", "random", "loss")
 _MOST_ROWS = 320  # images times directions of a chunk: larger chunks fall out of a CPU's caches
@@ -113,14 +117,16 @@ def gradient_norms(
     head = copy.deepcopy(head).to(network.mean).requires_grad_(False)
     basis = _basis(head.weight)
     count = {"exact": len(basis), "random": directions, "loss": 1}[method]
-    values = []
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no batched gradients
         # An image beside its negative shows where one changes the other.
         example = _views(network, torch.cat([images[:1], 255 - images[:1]]), image_size)
-        plans = plans_of(network, example)
+        plans, costs = plans_of(network, example), _bytes(network, example[:1])
         limit = free_bytes(example.device) if memory_limit is None else memory_limit
-        most = chunk_sizes(*_bytes(network, example[:1]), count, limit)
-        for rows in torch.arange(len(images)).split(chunk or most[0]):
+        threads = 1 if example.is_cuda else max(1, min(torch.get_num_threads(), limit // sum(costs)))
+        most = chunk_sizes(*costs, count, limit // threads)
+
+        @torch.enable_grad()
+        def norms_of(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             traces = trace_parts(network, _views(network, images[rows], image_size))
             features = traces[-1].output.detach()
             reach = features.square().sum(1) + (head.bias is not None)  # the readout's gradient is v (features, 1)^T
@@ -129,13 +135,25 @@ def gradient_norms(
             else:
                 v = _class_directions(head(features), rows, labels, directions, seed)
                 vectors, own = v @ head.weight, v.square().sum(-1)
-            parts = [
-                norms_backward(traces, plans, some, retain=True) for some in vectors.split(direction_chunk or most[1])
-            ]
+            parts = [norms_backward(traces, plans, some) for some in vectors.split(direction_chunk or most[1])]
             at_head = (own * reach).expand(count, -1)[..., None]
-            values.append(_summed(torch.cat([torch.cat(parts), at_head], 2), method))
+            return _summed(torch.cat([torch.cat(parts), at_head], 2), method)
+
+        values = _in_threads(norms_of, torch.arange(len(images)).split(chunk or most[0]), threads)
     squared, error = (torch.cat(rows).cpu() for rows in zip(*values, strict=True))
     return GradientNorms((*backbone.part_names, "head"), squared, error)
+
+
+def _in_threads(run: Callable[[torch.Tensor], Result], chunks: Sequence[torch.Tensor], threads: int) -> list[Result]:
+    """Results in order. Chunks share the threads, one each: small operations lose time by splitting up."""
+    if min(threads, len(chunks)) == 1:
+        return [run(chunk) for chunk in chunks]
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return [*pool.map(run, chunks)]
+    finally:
+        torch.set_num_threads(before)
 
 
 def chunk_sizes(fixed: int, each: int, directions: int, limit: int) -> tuple[int, int]:

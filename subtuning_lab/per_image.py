@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from torch.func import functional_call, vjp, vmap
 from subtuning_lab.augmentation import seeded
 from subtuning_lab.chain import Chain
 
+_NETWORK = threading.Lock()  # hooks, and parameters put in place for a call, are seen by every thread
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)
 
 
@@ -46,10 +49,11 @@ def trace_parts(network: Chain, x: torch.Tensor) -> list[Trace]:
                 # The edge, unlike the tensor, stays the module's own when a later module writes into its output.
                 calls.append((module, args[0].detach(), get_gradient_edge(output)))
 
-        hooks = [module.register_forward_hook(note) for module in part.modules() if _has_formula(module)]
-        output = part(x.clone())  # a part may write into its input
-        for hook in hooks:
-            hook.remove()
+        with _NETWORK:
+            hooks = [module.register_forward_hook(note) for module in part.modules() if _has_formula(module)]
+            output = part(x.clone())  # a part may write into its input
+            for hook in hooks:
+                hook.remove()
         traces.append(Trace(name, part, x, output, calls))
         x = output
     return traces
@@ -75,10 +79,10 @@ def _plan(trace: Trace) -> Plan:
     if (trace.part(trace.x[:1].clone()) - trace.output[:1]).abs().amax() > 1e-6 * trace.output.abs().amax():
         raise ValueError(f"{trace.name} mixes the images of a batch, e.g. by BatchNorm without running statistics")
     others = dict(trace.part.named_parameters())
-    g = torch.randn(trace.output.shape, generator=seeded(0)).to(trace.output)[None]
+    g = [torch.randn(trace.output.shape, generator=seeded(0)).to(trace.output)]
     expected, names = _norms_by_vmap(trace, others, g), {module: name for name, module in trace.part.named_modules()}
     called, modules = [module for module, *_ in trace.calls], set()
-    for (module, x, _), gradient in zip(trace.calls, _gradients(trace, g, retain=False)[1:], strict=True):
+    for (module, x, _), gradient in zip(trace.calls, _gradients(trace, g)[1], strict=True):
         own = [name for name, _ in module.named_parameters(names[module], recurse=False)]
         if gradient is None or called.count(module) > 1 or not own or not {*own} <= others.keys():
             continue
@@ -89,61 +93,74 @@ def _plan(trace: Trace) -> Plan:
     return Plan(modules, others)
 
 
-def norms_backward(traces: list[Trace], plans: list[Plan], g: torch.Tensor, retain: bool) -> torch.Tensor:
-    """Squared norms (directions, batch, parts) for gradients (directions, batch, num_features) at the features."""
+def norms_backward(traces: list[Trace], plans: list[Plan], g: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Squared norms (directions, batch, parts) for gradients at the features, (batch, num_features) per direction.
+
+    The graphs are kept for further directions.
+    """
     columns = []
     for trace, plan in zip(reversed(traces), reversed(plans), strict=True):
-        before, *gradients = _gradients(trace, g, retain)
-        norms = sum(_norms_by_vmap(trace, plan.others, g).values(), torch.zeros_like(g.flatten(2)[..., 0]))
+        before, gradients = _gradients(trace, g, to_input=trace is not traces[0])
+        norms = sum(_norms_by_vmap(trace, plan.others, g).values(), g[0].new_zeros(len(g[0]), len(g)))
         for (module, x, _), gradient in zip(trace.calls, gradients, strict=True):
             if module in plan.modules:
                 norms = norms + _norms_by_formula(module, x, gradient)
-        columns.append(norms)
+        columns.append(norms.T)
         g = before
     return torch.stack(columns[::-1], -1)
 
 
-def _gradients(trace: Trace, g: torch.Tensor, retain: bool) -> tuple[torch.Tensor | None, ...]:
-    """What arrives at the part's input, and at the output of each noted module, (directions, batch, ...) each."""
-    wanted = [trace.x, *(edge for *_, edge in trace.calls)]
-    return torch.autograd.grad(trace.output, wanted, g, retain_graph=retain, is_grads_batched=True, allow_unused=True)
+def _gradients(
+    trace: Trace, g: Sequence[torch.Tensor], to_input: bool = True
+) -> tuple[Sequence[torch.Tensor], list[torch.Tensor | None]]:
+    """What arrives at the part's input, and at the output of each noted module as (batch, directions, ...).
+
+    One backward per direction: batched ones would be loops inside autograd, with copies before and after each step.
+    """
+    wanted = [trace.x] * to_input + [edge for *_, edge in trace.calls]
+    rows = [torch.autograd.grad(trace.output, wanted, one, retain_graph=True, allow_unused=True) for one in g]
+    before, *others = [*zip(*rows, strict=True)] if to_input else [(), *zip(*rows, strict=True)]
+    return before, [None if some[0] is None else torch.stack(some, 1) for some in others]
 
 
-def _norms_by_vmap(trace: Trace, params: dict[str, nn.Parameter], g: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Squared norms (directions, batch) of each parameter's gradients, whatever the part does with it."""
+def _norms_by_vmap(trace: Trace, params: dict[str, nn.Parameter], g: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Squared norms (batch, directions) of each parameter's gradients, whatever the part does with it."""
+    if not params:
+        return {}
 
     def alone(x: torch.Tensor, g: torch.Tensor) -> dict[str, torch.Tensor]:
         _, pull = vjp(lambda own: functional_call(trace.part, own, (x[None].clone(),)), params)
         (gradients,) = vmap(pull)(g[:, None])
         return {name: gradient.flatten(1).square().sum(1) for name, gradient in gradients.items()}
 
-    return vmap(alone, in_dims=(0, 1), out_dims=1)(trace.x.detach(), g) if params else {}
+    with _NETWORK:
+        return vmap(alone)(trace.x.detach(), torch.stack([*g], 1))
 
 
 def _norms_by_formula(module: nn.Module, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    """Squared norms (directions, batch) of the gradients of a module's weight and bias.
+    """Squared norms (batch, directions) of the gradients of a module's weight and bias.
 
     Args:
         module: convolution, linear map or norm.
         x: its input (batch, ...).
-        g: gradients at its output (directions, batch, ...).
+        g: gradients at its output (batch, directions, ...).
     """
     a, g = _matrices(module, x, g)
-    (k, b, groups, wide, places), narrow = g.shape, a.shape[2]
+    (b, k, groups, wide, places), narrow = g.shape, a.shape[2]
     norms = g.sum(-1).square().sum((2, 3)) if module.bias is not None else 0
     if module.weight is None:
         return norms
     if wide == narrow == 1:
-        return norms + (g * a).sum(-1).square().sum((2, 3))
+        return norms + torch.stack([(one * a).sum(-1).square().sum((1, 2)) for one in g.unbind(1)], 1)
     # ||g a^T||^2 = <g, g a^T a> is less work where places are few
-    rows = g.permute(1, 2, 0, 3, 4).reshape(b, groups, k * wide, places)
+    rows = g.transpose(1, 2).reshape(b, groups, k * wide, places)
     few = places * (narrow + k * wide) < narrow * k * wide
     products = rows @ (a.mT @ a) * rows if few else (rows @ a.mT).square()
-    return norms + products.view(b, groups, k, -1).sum((1, 3)).T
+    return norms + products.view(b, groups, k, -1).sum((1, 3))
 
 
 def _matrices(module: nn.Module, x: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs a (batch, groups, I, places) and output gradients g (directions, batch, groups, O, places).
+    """Inputs a (batch, groups, I, places) and output gradients g (batch, directions, groups, O, places).
 
     The weight's gradient is g a^T, group by group; a norm's scale is a 1 x 1 weight per channel.
     """

@@ -1,6 +1,7 @@
 """Gradient features: the same numbers as one backward per image and logit, whatever a part is made of."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -180,6 +181,38 @@ def test_the_backbone_stays_as_it_is_and_statistics_are_kept():
     assert not any(p.requires_grad or p.grad is not None for p in chain.parameters())
     alone = gradient_norms(chain, readout(6).float(), IMAGES[2:3]).squared
     assert torch.allclose(alone[0], first[2], rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["exact", "random"])
+def test_threads_change_nothing_and_leave_the_callers_number(method):
+    chain, images, threads = tiny_chain(), IMAGES.repeat(8, 1, 1, 1), torch.get_num_threads()
+    chain.blocks[1] = Scaled()  # parameters without a formula are put in place for a while
+    alone = gradient_norms(chain, readout(6), images, method=method, chunk=40, direction_chunk=2).squared
+    try:
+        torch.set_num_threads(3)
+        together = gradient_norms(chain, readout(6), images, method=method, chunk=2).squared
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.allclose(together, alone)
+
+
+def test_an_error_in_a_thread_is_the_callers():
+    class Homely(nn.Module):
+        def forward(self, x):
+            if threading.current_thread() is not threading.main_thread():
+                raise ArithmeticError("not here")
+            return x
+
+    chain, before = tiny_chain(), torch.get_num_threads()
+    chain.blocks[1] = Homely()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ArithmeticError, match="not here"):
+            gradient_norms(chain, readout(6), IMAGES, chunk=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_chunks_fit_the_memory_limit():
