@@ -38,7 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--max-blocks", type=int, default=2)
     parser.add_argument("--max-window", type=int, default=2)
-    parser.add_argument("--race", action="store_true", help="give up hopeless candidates of greedy early")
+    parser.add_argument("--race", action="store_true", help="give up hopeless candidates of greedy and windows early")
     parser.add_argument("--methods", default=", ".join(METHODS))
     parser.add_argument("--records", type=Path, default=Path("runs/low_data.sqlite"))
     parser.add_argument("--out", type=Path, default=Path("results/low_data"), help="path without its suffix")

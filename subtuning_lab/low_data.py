@@ -48,7 +48,7 @@ def low_data_curves(
         repeats: repetitions, each with its own training images and seed.
         max_blocks: most blocks for greedy.
         max_window: longest window of consecutive blocks.
-        race: for greedy, see `greedy_subtuning`.
+        race: by which greedy and the best window drop hopeless candidates early; see `Race` and `Halving`.
         draws: random subsets of each kind.
 
     Returns:
@@ -66,7 +66,7 @@ def low_data_curves(
             if GREEDY in methods:
                 searches[GREEDY] = greedy_subtuning(study, max_blocks=max_blocks, race=race)
             if BEST_WINDOW in methods:
-                searches[BEST_WINDOW] = best_window(study, max_window)
+                searches[BEST_WINDOW] = best_window(study, max_window, race)
             # Where greedy chose nothing, the best window stands in as what random subsets are like.
             chosen = next((found.blocks for found in searches.values() if found.blocks), study.block_names[:1])
             others = [name for name in methods if name not in (GREEDY, BEST_WINDOW)]

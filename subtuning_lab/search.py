@@ -46,7 +46,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The best of many subsets, all of them scored.
+    """The best of many subsets, all of them scored, if only in short where a race gave them up.
 
     Args:
         blocks: the best subset; ties go to fewer parameters, then to the earlier blocks.
@@ -81,13 +81,14 @@ class SearchResult:
         return total_cost(self.table)
 
 
-def exhaustive_search(study: Scorer, size: int, limit: int = 500) -> SearchResult:
+def exhaustive_search(study: Scorer, size: int, limit: int = 500, race: CheapScores | None = None) -> SearchResult:
     """Scores every subset of up to `size` blocks, the empty one included.
 
     Args:
         study: a `Study`, or whatever scores subsets likewise.
         size: blocks per subset, from 1 to the number of blocks.
         limit: how many subsets may be scored at most.
+        race: drops hopeless subsets early; see `Race` and `Halving`.
 
     Raises:
         TypeError, ValueError: a size out of that range, or more subsets than `limit`.
@@ -103,11 +104,16 @@ def exhaustive_search(study: Scorer, size: int, limit: int = 500) -> SearchResul
             f"{len(subsets)} subsets of up to {size} of {len(names)} blocks are more than limit={limit}; "
             f"give a smaller size, or limit={len(subsets)}"
         )
-    return _search(study, subsets)
+    return _search(study, subsets, race)
 
 
-def best_window(study: Scorer, max_window: int | None = None) -> SearchResult:
+def best_window(study: Scorer, max_window: int | None = None, race: CheapScores | None = None) -> SearchResult:
     """Scores every window of consecutive blocks of any length up to `max_window`, by default all of them.
+
+    Args:
+        study: a `Study`, or whatever scores subsets likewise.
+        max_window: blocks in the longest window.
+        race: drops hopeless windows early; see `Race` and `Halving`.
 
     Raises:
         TypeError, ValueError: `max_window` is not from 1 to the number of blocks.
@@ -116,7 +122,8 @@ def best_window(study: Scorer, max_window: int | None = None) -> SearchResult:
     """
     names = study.block_names
     longest = len(names) if max_window is None else check_count("max_window", max_window, len(names))
-    return _search(study, [names[i : i + w] for w in range(1, longest + 1) for i in range(len(names) - w + 1)])
+    windows = [names[i : i + w] for w in range(1, longest + 1) for i in range(len(names) - w + 1)]
+    return _search(study, windows, race)
 
 
 def agreement_table(full: Mapping[str, Found], **cheaper: Mapping[str, Found]) -> pd.DataFrame:
@@ -235,8 +242,8 @@ def check_accuracies(scores: pd.DataFrame) -> None:
         )
 
 
-def _search(study: Scorer, subsets: Sequence[tuple[str, ...]]) -> SearchResult:
-    table, scores = candidate_table(study, subsets)
+def _search(study: Scorer, subsets: Sequence[tuple[str, ...]], race: CheapScores | None) -> SearchResult:
+    table, scores = candidate_table(study, subsets, race)
     best = table.at[best_of(table, study.block_names), "blocks"]
     return SearchResult(best, table, scores, study.title)
 

@@ -16,7 +16,7 @@ from scipy import stats
 from subtuning_lab.greedy import greedy_subtuning
 from subtuning_lab.racing import Halving, Race, not_behind
 from subtuning_lab.recipe import Recipe
-from subtuning_lab.search import agreement_table
+from subtuning_lab.search import agreement_table, best_window, exhaustive_search
 from subtuning_lab.significance import SignificantGain, corrected_p, holm
 from subtuning_lab.study import Study
 
@@ -423,3 +423,20 @@ def test_scores_that_are_no_accuracies_are_told(race):
 def test_a_training_that_diverged_is_behind():
     values = pd.DataFrame({0: [-0.5, -0.4, -0.6], 1: [-0.4, -math.inf, -0.3], 2: [math.nan] * 3})
     assert not_behind(values, 0.05) == [0] and not_behind(values[[1, 2]], 0.05) == [1, 2]
+
+
+def test_windows_and_exhaustive_searches_race_too():
+    def quality(blocks, recipe):
+        return 0.9 if blocks == ("b2", "b3") else 0.3 + 0.02 * len(blocks)
+
+    for search, count in ((lambda *given: best_window(*given, race=Race()), 10), (every_pair, 11)):
+        field = Field(quality)
+        found = search(field)
+        assert found.blocks == ("b2", "b3") and found.accuracy > 0.85 and found.n == 5
+        assert len(found.table) == count and (found.table["dropped"] > 0).sum() >= count - 2
+        short = [key for key in field.trained if key[3] < field.epochs]
+        assert len(short) == 5 * count and len(field.trained) - len(short) <= 2 * 5
+
+
+def every_pair(field):
+    return exhaustive_search(field, 2, race=Race())
