@@ -26,7 +26,11 @@ def free_bytes(device: torch.device) -> int:
 
 
 def bytes_per_candidate(
-    backbone: Chain, example: torch.Tensor, subsets: Sequence[frozenset[str]], batch_size: int
+    backbone: Chain,
+    example: torch.Tensor,
+    subsets: Sequence[frozenset[str]],
+    batch_size: int,
+    kept: Sequence[int] | None = None,
 ) -> list[int]:
     """Bytes that each subset needs in training: its copies with optimizer states, and activations kept for backward.
 
@@ -35,8 +39,10 @@ def bytes_per_candidate(
         example: a few normalized images (batch, 3, height, width); what they leave for backward is measured.
         subsets: the candidates.
         batch_size: images per step.
+        kept: of `kept_for_backward` for the same images, where it is known.
     """
-    kept = [bytes_ * batch_size // len(example) for bytes_ in _kept_for_backward(backbone, example)]
+    kept = kept_for_backward(backbone, example) if kept is None else kept
+    kept = [bytes_ * batch_size // len(example) for bytes_ in kept]
     weights = [sum(p.numel() * p.element_size() for p in part.parameters()) for part in backbone.parts]
     costs = []
     for subset in subsets:
@@ -67,7 +73,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
-def _kept_for_backward(backbone: Chain, example: torch.Tensor) -> list[int]:
+def kept_for_backward(backbone: Chain, example: torch.Tensor) -> list[int]:
     """Bytes of activations that autograd keeps for each part when everything is trained."""
     kept = []
     x = example.detach()

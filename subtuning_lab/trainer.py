@@ -6,7 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 
 import pandas as pd
@@ -17,6 +17,7 @@ from subtuning_lab.deltas import TunedTask
 from subtuning_lab.images import StreamedImages
 from subtuning_lab.job import Fit
 from subtuning_lab.packing import free_bytes
+from subtuning_lab.prepared import Prepared
 from subtuning_lab.progress import Progress
 from subtuning_lab.scorebook import Scorebook
 from subtuning_lab.tasks import Split, Task
@@ -48,6 +49,10 @@ class Trainer:
     image_size: int | None
     engine: str
     memory_limit: int | None
+
+    @cached_property
+    def _prepared(self) -> Prepared:
+        return Prepared(self.backbone)
 
     def score_on_folds(self, trials: Sequence[Trial], shown: Shown) -> None:
         """Trains on what the folds leave, one fold and seed at a time, and notes each pass when it ends."""
@@ -101,7 +106,7 @@ class Trainer:
     ) -> list[Fit]:
         return (
             fit_together(
-                self.backbone,
+                self._prepared,
                 [trial.blocks for trial in trials],
                 train,
                 [trial.recipe for trial in trials],

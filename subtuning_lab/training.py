@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from torch import nn
 
-from subtuning_lab.chain import Chain, copy_weights, set_trainable, subset_of, without_dropout
+from subtuning_lab.chain import Chain, copy_weights, set_trainable, subset_of
 from subtuning_lab.checks import check_labels, check_number
 from subtuning_lab.job import (
     Course,
@@ -26,7 +26,8 @@ from subtuning_lab.job import (
     validation_scores,
 )
 from subtuning_lab.one_pass import Candidate, SharedForward, Trunk
-from subtuning_lab.packing import bytes_per_candidate, free_bytes, is_out_of_memory, pack
+from subtuning_lab.packing import free_bytes, is_out_of_memory, pack
+from subtuning_lab.prepared import Prepared
 from subtuning_lab.recipe import Recipe, check_recipes
 from subtuning_lab.tasks import Split
 from subtuning_lab.trunks import TrunkSource
@@ -34,6 +35,7 @@ from subtuning_lab.tuning import plain_part, put_parts, tune_parts
 
 #: part of every record's key: raise it whenever the same call may give other numbers than before
 ENGINE_VERSION = 2
+Fits = dict[int, Fit]  # by place among the candidates
 ENGINES: tuple[str, ...] = ("one_pass", "sequential")
 
 
@@ -57,7 +59,7 @@ class Work:
 
 
 def fit_together(
-    backbone: Chain,
+    backbone: Chain | Prepared,
     subsets: Sequence[Iterable[str]],
     train: Split,
     recipe: Recipe | Sequence[Recipe],
@@ -74,7 +76,7 @@ def fit_together(
     """Trains every subset from the pretrained weights, all on the same batches in the same order.
 
     Args:
-        backbone: the pretrained chain, on the device to train on; it is not changed.
+        backbone: the pretrained chain, on the device to train on; it is not changed. `Prepared` saves many calls time.
         subsets: part names each; [] is linear probing, "all" full finetuning.
         train: training images.
         recipe: one for all, or one per subset; these may differ in learning rates, weight decay, label smoothing
@@ -88,7 +90,6 @@ def fit_together(
         memory_limit: bytes that one pass may take; by default most of what is free on the device. Candidates that
             don't fit together go into further passes, with the same numbers.
         on_step: called with the number of candidates trained by one step; it may raise to stop the training.
-
         on_pass: called with the finished fits of each pass, by their place in `subsets`, before the next one starts.
 
     Returns:
@@ -103,7 +104,8 @@ def fit_together(
 
     Source: PAPER "The Finetuning Profile" (what is trained); the shared pass is ours.
     """
-    subsets = [subset_of(backbone, blocks) for blocks in subsets]
+    prepared = backbone if isinstance(backbone, Prepared) else Prepared(backbone)
+    subsets = [subset_of(prepared.backbone, blocks) for blocks in subsets]
     recipes = check_recipes(recipe)
     recipes = recipes * len(subsets) if isinstance(recipe, Recipe) else recipes
     if len(recipes) != len(subsets):
@@ -116,10 +118,11 @@ def fit_together(
     if not subsets:
         return []
     on_step = on_step or (lambda trained: None)
-    job = Job(without_dropout(backbone), train, validation, recipes[0], num_classes, seed, on_step)
-    run = _fit_each if engine == "sequential" else partial(_fit_passes, fold=fold, memory_limit=memory_limit)
+    job = Job(prepared.backbone, train, validation, recipes[0], num_classes, seed, on_step)
+    together = partial(_fit_passes, prepared=prepared, fold=fold, memory_limit=memory_limit)
+    run = _fit_each if engine == "sequential" else together
     work = _with_heads(job, [Work(*own) for own in zip(subsets, recipes, strict=True)], run)
-    fits: dict[int, Fit] = {}
+    fits: Fits = {}
     for done in run(job, work):
         fits |= done
         if on_pass is not None:
@@ -127,7 +130,7 @@ def fit_together(
     return [fits[i] for i in range(len(work))]
 
 
-def _with_heads(job: Job, work: list[Work], run: Callable[[Job, list[Work]], Iterator[dict[int, Fit]]]) -> list[Work]:
+def _with_heads(job: Job, work: list[Work], run: Callable[[Job, list[Work]], Iterator[Fits]]) -> list[Work]:
     """Gives the candidates the readouts that their recipes start from; linear probing trains some of them first."""
     probes = [replace(own.recipe.for_probing(), patience=None) for own in work if own.is_probed]
     started: dict[Recipe, Start] = {}
@@ -196,18 +199,19 @@ def _fit_alone(job: Job, own: Work) -> Fit:
     return course.fit(own.blocks, time.perf_counter() - start)
 
 
-def _fit_each(job: Job, work: list[Work]) -> Iterator[dict[int, Fit]]:
+def _fit_each(job: Job, work: list[Work]) -> Iterator[Fits]:
     for i, own in enumerate(work):
         yield {i: _fit_alone(job, own)}
 
 
-def _fit_passes(job: Job, work: list[Work], fold: bool, memory_limit: int | None) -> Iterator[dict[int, Fit]]:
+def _fit_passes(job: Job, work: list[Work], prepared: Prepared, fold: bool, memory_limit: int | None) -> Iterator[Fits]:
     """Packs the candidates into passes; a pass that runs out of memory is done again in two halves."""
     images, _ = next(job.batches(0))
     example = images[: min(4, len(images))]
-    shared = SharedForward(fast_layout(copy.deepcopy(job.backbone).eval()), example, fold)
-    costs = bytes_per_candidate(job.backbone, example, [own.blocks for own in work], len(images))
-    forks, limit = _forks(job.backbone, work), free_bytes(job.device) if memory_limit is None else memory_limit
+    shared = prepared.shared(example, fold)
+    subsets = [own.blocks for own in work]
+    costs, forks = prepared.costs(example, subsets, len(images)), prepared.forks(subsets)
+    limit = free_bytes(job.device) if memory_limit is None else memory_limit
     exits = {*forks, *(len(shared.frozen) for own in work if own.is_siamese)}
     source = TrunkSource(job, shared, exits, limit)
     passes = pack(costs, forks, limit - source.nbytes)
@@ -290,9 +294,3 @@ def _check_data(train: Split, validation: Split | None, num_classes: int, recipe
             check_labels(split.labels, range(num_classes), part)
     if validation is None and any(own.patience is not None for own in recipes):
         raise ValueError(f"patience is {recipes[0].patience}, but there are no validation images to stop by")
-
-
-def _forks(backbone: Chain, work: list[Work]) -> list[int]:
-    """Where each candidate leaves the trunk."""
-    names = backbone.part_names
-    return [min((names.index(name) for name in own.blocks), default=len(names)) for own in work]

@@ -1,6 +1,7 @@
 """One pass equals separate trainings: in float64, however candidates are packed, and whoever their neighbours are."""
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -11,14 +12,15 @@ from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from subtuning_lab import trunks
+from subtuning_lab import one_pass, trunks
 from subtuning_lab.backbones import load_backbone
-from subtuning_lab.chain import Chain, set_trainable
+from subtuning_lab.chain import Chain, copy_weights, set_trainable
 from subtuning_lab.families import as_chain
 from subtuning_lab.folding import fold_batchnorm
 from subtuning_lab.packing import bytes_per_candidate, pack
+from subtuning_lab.prepared import Prepared
 from subtuning_lab.recipe import Recipe
-from subtuning_lab.training import fit_together
+from subtuning_lab.training import ENGINES, fit_together
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2, weight_decay=0.1, head_lr=3e-2)
 TRAIN, VALIDATION = tiny_split(16), tiny_split(9, seed=7)
@@ -180,6 +182,20 @@ def test_early_stopping_is_equal_and_keeps_the_best_epoch():
         assert len(stopped.losses) == 2 * stopped.epochs
         patient = fit(chain, [stopped.blocks], Recipe(**recipe.as_dict() | {"patience": 8}))[0]
         assert patient.validation_loss <= stopped.validation_loss  # never stopping can only find a better epoch
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_prepared_backbone_serves_many_calls_with_the_same_numbers(engine, monkeypatch):
+    chain = backbone("resnet")
+    ready, weights, folds = Prepared(chain), copy_weights({"": chain})[""], []
+    monkeypatch.setattr(one_pass, "fold_batchnorm", lambda *given: folds.append(given) or fold_batchnorm(*given))
+    for recipe in (RECIPE, replace(RECIPE, lr=0.01, bn="frozen"), RECIPE):
+        alone, prepared = (fit(own, subsets_of(chain)[:4], recipe, engine=engine) for own in (chain, ready))
+        for one, other in zip(alone, prepared, strict=True):
+            assert torch.equal(one.losses, other.losses) and one.accuracy == other.accuracy
+    made = len(chain.parts) if engine == "one_pass" else 0
+    assert len(folds) == (3 + 1) * made, "once for all calls, or once each"
+    assert all(torch.equal(now, weights[name]) for name, now in copy_weights({"": chain})[""].items())
 
 
 def test_the_order_of_subsets_and_duplicates_do_not_matter():

@@ -30,8 +30,8 @@ FLOORS = {
     " corruption_noise corruption_spatter corruption_weather corruptions datasets families filters fingerprints"
     " folders images listings pac_bayes paper procedural procedural_families progress published rademacher recipe"
     " records tasks",
-    "engine": "deltas export folding hub jacobian job latency linearity one_pass packing per_image readouts rows"
-    " siamese task_files task_networks training trunks tuning widths",
+    "engine": "deltas export folding hub jacobian job latency linearity one_pass packing per_image prepared readouts"
+    " rows siamese task_files task_networks training trunks tuning widths",
     "lab": "scorebook study study_checks trainer trials",
     "search": "greedy profiles racing search significance",
     "studies": "ablations active baselines bound_study criteria head2toe interpolation low_data posteriors pruning"
