@@ -140,7 +140,7 @@ class MergePanel(Panel):
     def facts(self) -> str:
         if not self.blocks:
             return "no task is picked"
-        costs, table = self.schedule.cost(self.parts), self.schedule.table()
+        costs, table = self._costs(), self.schedule.table()
         rows = int((table["frozen_rows"] + table["tuned_rows"]).max())
         lines = [
             f"{name}: {row.merged:,.0f} merged, {row.separate:,.0f} separate, {row.ratio:.2f} x"
@@ -195,6 +195,12 @@ class MergePanel(Panel):
     def _task(self, name: str, seed: int) -> TunedTask:
         return self.tuned[name] if self._is_own(name) else untrained_task(self.backbone, self.blocks[name], seed=seed)
 
+    def _costs(self) -> pd.DataFrame:
+        """What the schedule costs; pruned tasks by the sizes of their own parts."""
+        pruned = [name for name in self.blocks if self._is_own(name) and self.tuned[name].pruned]
+        own = {name: part_table(self.tuned[name].network().backbone, self.image_size) for name in pruned}
+        return self.schedule.cost(self.parts, own=own)
+
     def _redraw(self, change: object = None) -> None:
         self.measured = None  # of another network
         self.say("" if self.blocks else "no task is picked; tick the name of at least one", error=not self.blocks)
@@ -207,7 +213,7 @@ class MergePanel(Panel):
             self._draw_costs()
 
     def _draw_costs(self) -> None:
-        costs = self.schedule.cost(self.parts)["ratio"].rename({"flops": "FLOPs", "bytes": "weights read"})
+        costs = self._costs()["ratio"].rename({"flops": "FLOPs", "bytes": "weights read"})
         if self.measured is not None:
             costs["time, measured"] = self.measured.loc[_SEPARATE, "ratio"]
         measured, width = self.measured, fork_size(self.parts, 1)[0]

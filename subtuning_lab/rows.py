@@ -75,7 +75,9 @@ class Schedule:
         columns = ["part", "position", "frozen_rows", "tuned_rows", "trunk", "shared_by", "tuned_by"]
         return pd.DataFrame(rows, columns=columns).set_index("part")
 
-    def cost(self, parts: pd.DataFrame, bytes_per_weight: int = 4) -> pd.DataFrame:
+    def cost(
+        self, parts: pd.DataFrame, bytes_per_weight: int = 4, own: Mapping[str, pd.DataFrame] | None = None
+    ) -> pd.DataFrame:
         """What the parts cost merged, and in separate networks run one after another; readouts are not counted.
 
         The last row's ratio, separate over merged, is the speed-up that arithmetic allows, or that reading weights
@@ -84,6 +86,7 @@ class Schedule:
         Args:
             parts: of `part_table` for the size of the images.
             bytes_per_weight: 4 in float32.
+            own: task -> `part_table` of its own network, for tasks whose tuned parts are smaller, such as pruned ones.
 
         Returns:
             Rows "flops" of one image's forward pass and "bytes" of weights read in one pass of any batch; columns
@@ -92,12 +95,20 @@ class Schedule:
         separate = pd.Series({step.part: self._separate_rows(i) for i, step in enumerate(self.steps)})
         table = self.table()
         rows, copies = table["frozen_rows"] + table["tuned_rows"], (table["frozen_rows"] > 0) + table["tuned_rows"]
+        more = {name: self._difference(parts[name], own or {}) for name in ("flops", "params")}
         costs = {
-            "flops": ((parts["flops"] * rows).sum(), (parts["flops"] * separate).sum()),
-            "bytes": tuple(bytes_per_weight * (parts["params"] * n).sum() for n in (copies, separate)),
+            "flops": tuple((parts["flops"] * n).sum() + more["flops"] for n in (rows, separate)),
+            "bytes": tuple(
+                bytes_per_weight * ((parts["params"] * n).sum() + more["params"]) for n in (copies, separate)
+            ),
         }
         costs = pd.DataFrame.from_dict(costs, orient="index", columns=["merged", "separate"])
         return costs.assign(ratio=costs["separate"] / costs["merged"]).rename_axis("cost")
+
+    def _difference(self, parts: pd.Series, own: Mapping[str, pd.DataFrame]) -> float:
+        """What tasks' own parts cost more than the backbone's; their rows are their own, merged or separate."""
+        tuned = {task: parts.index.isin(self.subsets[task]) for task in own}
+        return sum((table[parts.name] - parts)[tuned[task]].sum() for task, table in own.items())
 
     def _separate_rows(self, position: int) -> int:
         """Rows for each image at a part of separate networks; a Siamese one goes both ways behind its fork."""

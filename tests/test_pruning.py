@@ -10,6 +10,7 @@ from conftest import Residual, randomize_norms, tiny_chain
 from test_deltas import rewrite
 from test_families import new_model
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from subtuning_lab.backbones import load_backbone
 from subtuning_lab.chain import Chain, copy_weights, count_parameters, part_table
@@ -155,6 +156,31 @@ def test_a_pruned_task_of_every_kind_is_saved_loaded_and_merged(case, tmp_path):
         merged = merge_tasks(chain, {"small": loaded, "tuned": tuned}, keep_original=False)(images)
         assert torch.allclose(merged["small"], expected, rtol=0, atol=1e-10)
         assert torch.allclose(merged["tuned"], tuned.network()(images), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("siamese", [False, True])
+def test_the_cost_of_merged_pruned_tasks_is_what_torch_counts(siamese):
+    chain = chain_of()
+    tasks = {"small": prune_blocks(task_of(chain, ["block1", "block3"], siamese), 0.5), "b": task_of(chain, ["block3"])}
+    merged = merge_tasks(chain, tasks, keep_original=False)
+    own = {"small": part_table(tasks["small"].network().backbone)}
+    cost = merged.schedule.cost(part_table(chain), bytes_per_weight=8, own=own)
+    assert counted_flops(merged) == cost.loc["flops", "merged"]
+    separate = [task.network() for task in tasks.values()]
+    if not siamese:  # whose separate network runs what comes before its fork once
+        assert sum(map(counted_flops, separate)) == cost.loc["flops", "separate"]
+        weights = sum(p.nbytes for net in separate for p in net.backbone.parameters())
+        assert cost.loc["bytes", "separate"] == weights
+    whole = merged.schedule.cost(part_table(chain), bytes_per_weight=8)
+    assert (whole[["merged", "separate"]] > cost[["merged", "separate"]]).all(axis=None)
+
+
+def counted_flops(net: nn.Module) -> int:
+    """Of one image's forward pass, without the readouts."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(IMAGES[:1])
+    heads = [m for m in net.modules() if isinstance(m, nn.Linear)]
+    return counter.get_total_flops() - sum(2 * head.weight.numel() for head in heads)
 
 
 def test_attention_keeps_its_heads_and_widths():
