@@ -39,6 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--max-blocks", type=int, default=2)
     parser.add_argument("--max-window", type=int, default=2)
     parser.add_argument("--race", action="store_true", help="give up hopeless candidates of greedy and windows early")
+    parser.add_argument("--pilot", action="store_true", help="recipes are chosen in the first repetition, for all")
     parser.add_argument("--methods", default=", ".join(METHODS))
     parser.add_argument("--records", type=Path, default=Path("runs/low_data.sqlite"))
     parser.add_argument("--out", type=Path, default=Path("results/low_data"), help="path without its suffix")
@@ -55,6 +56,7 @@ def main() -> None:
     recipe = lab.recipe_grid(recipe, image_size=[given.image_size])[0]
     recipes = lab.recipe_grid(recipe, lr=[float(lr) for lr in given.lrs.split(",")], bn=["batch", "frozen"])
     how = {"folds": given.folds, "repeats": given.repeats, "max_blocks": given.max_blocks, "records": given.records}
+    how["pilot"] = given.pilot
     how["race"] = lab.Race(short=1 / given.epochs) if given.race else None
     methods = [name.strip() for name in given.methods.split(",")]
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from subtuning_lab.baselines import compare_methods
+from subtuning_lab.baselines import BASELINES, HEAD2TOE, RANDOM_PARAMETERS, RANDOM_SIZE, Search, compare_methods
 from subtuning_lab.chain import Chain
 from subtuning_lab.checks import check_number
-from subtuning_lab.greedy import greedy_subtuning
+from subtuning_lab.greedy import GreedyResult, greedy_subtuning
 from subtuning_lab.recipe import Recipe
 from subtuning_lab.records import Records
 from subtuning_lab.search import CheapScores, best_window
@@ -33,6 +34,7 @@ def low_data_curves(
     max_window: int | None = 3,
     race: CheapScores | None = None,
     draws: int = 3,
+    pilot: bool = False,
     records: str | Path | Records | None = None,
     progress: bool | Callable[[int, int], None] = True,
 ) -> pd.DataFrame:
@@ -42,7 +44,7 @@ def low_data_curves(
         backbone: the pretrained chain.
         task: whose training images are chosen from, stratified; its test images are the same throughout.
         sizes: numbers of training images.
-        recipes: the grid that every method chooses from on the folds.
+        recipes: the grid that every method chooses from on the folds, in every repetition anew unless `pilot`.
         methods: of `method_names()`; "greedy" and "best window" may be among them.
         folds, records, progress: as for `Study`.
         repeats: repetitions, each with its own training images and seed.
@@ -50,29 +52,93 @@ def low_data_curves(
         max_window: longest window of consecutive blocks.
         race: by which greedy and the best window drop hopeless candidates early; see `Race` and `Halving`.
         draws: random subsets of each kind.
+        pilot: whether a size's first repetition chooses each method's recipe for the others, which saves the grid's
+            cost there. Random subsets take that of the first search. Blocks are chosen anew all the same.
 
     Returns:
         Rows of `compare_methods` with test accuracy, one per size, repetition and method, with `train_size`, `repeat`.
     """
     check_number("repeats", repeats, 1)
+    if not methods:
+        raise ValueError("methods is empty; name at least one")
     store = records if isinstance(records, Records) else Records(records or ":memory:")
+    plan = _Plan(tuple(methods), max_blocks, max_window, race, draws)
     tables = []
     for size in sizes:
+        choices = {name: list(recipes) for name in methods}
         for repeat in range(repeats):
             own = task.subset(size, seed=repeat)
             options = {"folds": folds, "seeds": (repeat,), "records": store, "progress": progress}
-            study = Study(backbone, own, recipes, **options)
-            searches = {}
-            if GREEDY in methods:
-                searches[GREEDY] = greedy_subtuning(study, max_blocks=max_blocks, race=race)
-            if BEST_WINDOW in methods:
-                searches[BEST_WINDOW] = best_window(study, max_window, race)
-            # Where greedy chose nothing, the best window stands in as what random subsets are like.
-            chosen = next((found.blocks for found in searches.values() if found.blocks), study.block_names[:1])
-            others = [name for name in methods if name not in (GREEDY, BEST_WINDOW)]
-            table = compare_methods(study, others, searches, chosen=chosen, draws=draws, test=True, seed=repeat)
+            studies = _studies(choices, lambda few: Study(backbone, own, few, **options))  # noqa: B023 - called at once
+            searches = plan.searches(studies)
+            table = plan.compare(studies, searches, repeat)
             tables.append(table.assign(train_size=size, repeat=repeat))
+            if pilot and repeat == 0:
+                choices = {name: _chosen(study, name, table, searches) for name, study in studies.items()}
     return pd.concat(tables, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is compared in every repetition."""
+
+    methods: tuple[str, ...]
+    max_blocks: int | None
+    max_window: int | None
+    race: CheapScores | None
+    draws: int
+
+    def searches(self, studies: Mapping[str, Study]) -> dict[str, Search]:
+        """Those that are among the methods."""
+        found: dict[str, Search] = {}
+        if GREEDY in self.methods:
+            found[GREEDY] = greedy_subtuning(studies[GREEDY], max_blocks=self.max_blocks, race=self.race)
+        if BEST_WINDOW in self.methods:
+            found[BEST_WINDOW] = best_window(studies[BEST_WINDOW], self.max_window, self.race)
+        return found
+
+    def compare(self, studies: Mapping[str, Study], searches: Mapping[str, Search], seed: int) -> pd.DataFrame:
+        """One row per method, each on its own study."""
+        names = next(iter(studies.values())).block_names
+        # Where greedy chose nothing, the best window stands in as what random subsets are like.
+        chosen = next((found.blocks for found in searches.values() if found.blocks), names[:1])
+        tables = []
+        for study in dict.fromkeys(studies.values()):
+            own = [name for name in self.methods if studies[name] is study]
+            finished = {name: found for name, found in searches.items() if name in own}
+            others = [name for name in own if name not in finished]
+            tables.append(
+                compare_methods(study, others, finished, chosen=chosen, draws=self.draws, test=True, seed=seed)
+            )
+        return pd.concat(tables, ignore_index=True)
+
+
+def _studies(choices: Mapping[str, list[Recipe]], make: Callable[[list[Recipe]], Study]) -> dict[str, Study]:
+    """A study for each method; those that choose among the same recipes share one."""
+    made: dict[tuple[Recipe, ...], Study] = {}
+    for recipes in choices.values():
+        if tuple(recipes) not in made:
+            made[tuple(recipes)] = make(recipes)
+    return {name: made[tuple(recipes)] for name, recipes in choices.items()}
+
+
+def _chosen(study: Study, name: str, table: pd.DataFrame, searches: Mapping[str, Search]) -> list[Recipe]:
+    """The recipe that a method counts with; all of them where that isn't one."""
+    if name in searches or (searches and name in (RANDOM_SIZE, RANDOM_PARAMETERS)):
+        return [study.recipe_of(_best_blocks(searches.get(name, next(iter(searches.values())))))]
+    if name in (HEAD2TOE, RANDOM_SIZE, RANDOM_PARAMETERS):
+        return study.recipes
+    own = study.variant(**BASELINES[name].choices) if name in BASELINES else study
+    return [own.recipe_of(table.set_index("method").at[name, "blocks"])]
+
+
+def _best_blocks(found: Search) -> tuple[str, ...]:
+    """The search's result, or where that is no block at all, the best of the subsets that have one."""
+    if found.blocks:
+        return found.blocks
+    tried = found.trace if isinstance(found, GreedyResult) else found.table
+    tried = tried[(tried["dropped"] == 0) & (tried["blocks"].map(len) > 0)]
+    return tried.at[tried["accuracy"].idxmax(), "blocks"]
 
 
 def summarize_repeats(table: pd.DataFrame) -> pd.DataFrame:

@@ -5,9 +5,10 @@ import pytest
 from conftest import tiny_chain, tiny_task
 
 from subtuning_lab.greedy import greedy_subtuning
-from subtuning_lab.low_data import low_data_curves, method_differences, summarize_repeats
+from subtuning_lab.low_data import _best_blocks, low_data_curves, method_differences, summarize_repeats
 from subtuning_lab.recipe import Recipe, recipe_grid
 from subtuning_lab.records import Records
+from subtuning_lab.search import SearchResult
 from subtuning_lab.study import Study
 
 RECIPES = recipe_grid(Recipe(epochs=2, batch_size=8), lr=[1e-3, 1e-1])
@@ -35,6 +36,39 @@ def test_each_repetition_has_its_own_images_and_seed(run):
     row = table[(table["train_size"] == 24) & (table["repeat"] == 1) & (table["method"] == "greedy")].iloc[0]
     assert row["blocks"] == found.blocks and row["trainings"] == found.cost.trainings
     assert row["test_accuracy"] == pytest.approx(study.test(found.blocks).mean)
+
+
+def test_a_pilot_chooses_recipes_for_the_other_repetitions(run):
+    """By hand: the second repetition knows only what the first one chose."""
+    task, _, full = run
+    options = {"folds": 2, "repeats": 2, "max_blocks": 2, "max_window": 2, "draws": 2, "progress": False}
+    methods = ["LP-FT", "best stage", *METHODS]
+    table = low_data_curves(
+        tiny_chain(), task, [24], RECIPES, methods, pilot=True, records=Records(":memory:"), **options
+    )
+    first, second = (rows.set_index("method") for _, rows in table.groupby("repeat"))
+    before = full[(full["train_size"] == 24) & (full["repeat"] == 0)].set_index("method")
+    assert first.loc[METHODS, "test_accuracy"].tolist() == before.loc[METHODS, "test_accuracy"].tolist()
+    studies = [
+        Study(tiny_chain(), task.subset(24, seed=i), RECIPES, folds=2, seeds=(i,), progress=False) for i in (0, 1)
+    ]
+    everything = studies[0].part_names
+    for name, choices in {"full finetuning": {}, "LP-FT": {"head_start": "probe"}}.items():
+        chosen = studies[0].variant(**choices).recipe_of(everything)
+        by_hand = studies[1].variant(lr=chosen.lr, **choices)
+        assert (first["trainings"][name], second["trainings"][name]) == (4, 2)
+        assert second["test_accuracy"][name] == by_hand.test(everything).mean
+    one_lr = studies[1].variant(lr=studies[0].recipe_of(first["blocks"]["greedy"] or everything).lr)
+    found = greedy_subtuning(one_lr, max_blocks=2)
+    assert (second["blocks"]["greedy"], second["trainings"]["greedy"]) == (found.blocks, found.cost.trainings)
+    assert second["trainings"]["random subset of the same size"] == 2 * 2
+
+
+def test_a_search_that_chose_nothing_still_has_a_recipe_for_blocks():
+    trace = pd.DataFrame({"blocks": [(), ("a",), ("b",), ("c",)], "accuracy": [0.9, 0.5, 0.7, 0.8]})
+    trace["dropped"] = [0, 0, 0, 1]
+    assert _best_blocks(SearchResult((), trace, trace, "")) == ("b",)
+    assert _best_blocks(SearchResult(("c", "d"), trace, trace, "")) == ("c", "d")
 
 
 def test_the_test_split_is_used_once_per_result(run):
@@ -77,3 +111,5 @@ def test_bad_sizes_are_named():
         low_data_curves(tiny_chain(), tiny_task(), [2], RECIPES, METHODS, progress=False)
     with pytest.raises(ValueError, match="repeats"):
         low_data_curves(tiny_chain(), tiny_task(), [12], RECIPES, METHODS, repeats=0, progress=False)
+    with pytest.raises(ValueError, match="methods is empty"):
+        low_data_curves(tiny_chain(), tiny_task(), [12], RECIPES, [], progress=False)
