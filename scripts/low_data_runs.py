@@ -55,17 +55,14 @@ def main() -> None:
     recipe = lab.Recipe(epochs=given.epochs, head_lr=1e-2, batch_size=given.batch_size, augment=given.augment)
     recipe = lab.recipe_grid(recipe, image_size=[given.image_size])[0]
     recipes = lab.recipe_grid(recipe, lr=[float(lr) for lr in given.lrs.split(",")], bn=["batch", "frozen"])
-    how = {"folds": given.folds, "repeats": given.repeats, "max_blocks": given.max_blocks, "records": given.records}
-    how["pilot"] = given.pilot
+    how = {name: getattr(given, name) for name in ("folds", "repeats", "max_blocks", "max_window", "pilot", "records")}
     how["race"] = lab.Race(short=1 / given.epochs) if given.race else None
     methods = [name.strip() for name in given.methods.split(",")]
     given.out.parent.mkdir(parents=True, exist_ok=True)
     sizes = [int(size) for size in given.sizes.split(",")]
     print(machine_line())
     for last in range(1, len(sizes) + 1):  # what is in the records is read
-        table = lab.low_data_curves(
-            backbone, task, sizes[:last], recipes, methods, max_window=given.max_window, draws=2, **how
-        )
+        table = lab.low_data_curves(backbone, task, sizes[:last], recipes, methods, draws=2, **how)
         summary = lab.summarize_repeats(table)
         table.to_csv(given.out.with_suffix(".csv"), index=False, float_format="%.6g")
         axes = lab.plot_curves(summary) if last > 1 else lab.plot_methods(summary)
