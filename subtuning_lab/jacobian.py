@@ -145,12 +145,12 @@ def gradient_norms(
 
 
 def _in_threads(run: Callable[[torch.Tensor], Result], chunks: Sequence[torch.Tensor], threads: int) -> list[Result]:
-    """Results in order. Chunks share the threads, one each: small operations lose time by splitting up."""
-    if min(threads, len(chunks)) == 1:
+    """Results in order. Chunks go side by side and share the threads: small operations lose time by splitting up."""
+    before, workers = torch.get_num_threads(), min(threads, len(chunks))
+    if workers == 1:
         return [run(chunk) for chunk in chunks]
-    before = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
             return [*pool.map(run, chunks)]
     finally:
         torch.set_num_threads(before)
