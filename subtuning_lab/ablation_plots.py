@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from subtuning_lab.plots import BLUE, GREEN, GREY, ORANGE, PURPLE
+from subtuning_lab.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, percent_axis
 
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")  # apart for colour-blind eyes
 _MARKERS = "osD^vP*"
@@ -80,7 +80,7 @@ def plot_differences(differences: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.axvline(0, color="black", linewidth=0.8)
     ax.set_yticks(places, labels)
     ax.set_ylim(-0.6, len(rows) - 0.4)
-    ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    percent_axis(ax.xaxis)
     ax.set_xlabel("difference in accuracy" if changed else f"{rows['variant'].iloc[0]}: difference in accuracy")
     ax.set_title(f"paired differences with one and two standard errors; n = {_range(differences['n'])}", fontsize=10)
     sns.despine(ax=ax)
@@ -186,7 +186,7 @@ def plot_stability(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def _finish(ax: Axes, title: str) -> None:
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    percent_axis(ax.yaxis)
     ax.set_ylabel("accuracy")
     ax.set_title(title, fontsize=10)
     sns.despine(ax=ax)

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from subtuning_lab.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, PALE_BLUE, PURPLE
+from subtuning_lab.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, PALE_BLUE, PURPLE, percent_axis
 
 _BLACK, _YELLOW, _SKY = "#000000", "#E69F00", "#56B4E9"
 #: methods that are drawn in a colour of their own wherever they occur
@@ -148,7 +148,7 @@ def plot_methods(table: pd.DataFrame, y: str = "accuracy", spread: str = "std", 
     )
     lowest = (rows[y] - rows[spread].fillna(0)).min()
     ax.set_xlim(0.0 if lowest < 0.5 else np.floor(10 * lowest - 1) / 10, None)
-    ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    percent_axis(ax.xaxis)
     ax.set_xlabel("accuracy")
     ax.set_title(f"mean and one standard deviation; n = {_range(table['n'])}", fontsize=10)
     sns.despine(ax=ax)
@@ -212,10 +212,10 @@ def _finish(ax: Axes, table: pd.DataFrame, spread: str) -> None:
 
 def _percent_axis(ax: Axes) -> None:
     """Ticks in percent; error bars may reach above 100, ticks don't."""
+    percent_axis(ax.yaxis)
     limits = ax.get_ylim()
     ax.set_yticks([tick for tick in ax.get_yticks() if limits[0] <= tick <= min(1.0, limits[1])])
     ax.set_ylim(limits)
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 def _range(counts: pd.Series) -> str:

@@ -12,9 +12,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path
-from matplotlib.ticker import PercentFormatter
 
-from subtuning_lab.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE
+from subtuning_lab.plots import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, percent_axis
 
 _TASKS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")
 _WINDOWS = {0: GREEN, 1: BLUE, 2: ORANGE, 3: PURPLE}
@@ -106,7 +105,7 @@ def plot_choices(
         _ring(ax, table[[blocks == chosen for blocks in table["blocks"]]].iloc[0], x)
     ax.set_xlabel(xlabel or x)
     ax.set_ylabel("validation accuracy")
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    percent_axis(ax.yaxis)
     measured = "; horizontal: quartiles" if f"{x}_q25" in table else ""
     low, high = table["n"].min(), table["n"].max()
     n = f"{low}" if low == high else f"{low} to {high}"

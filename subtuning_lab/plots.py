@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.container import BarContainer
 from matplotlib.patches import FancyBboxPatch
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from subtuning_lab.profiles import FULL_FINETUNING, LINEAR_PROBING, Profile
 
@@ -26,6 +27,12 @@ _COSTS = {
     "forward": (PALE_BLUE, "forward from the first tuned part on"),
     "backward": (BLUE, "backward"),
 }
+
+
+def percent_axis(axis: Axis) -> None:
+    """Shows shares as percents, at places where none has to be rounded."""
+    axis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 def plot_profile(
@@ -61,7 +68,7 @@ def plot_profile(
     kind = "block" if profile.window == 1 else f"window of {profile.window} blocks"
     ax.set_xlabel(f"tuned {kind}, from input to output; in the bars: tuned parameters")
     ax.set_ylabel("validation accuracy")
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    percent_axis(ax.yaxis)
     ax.set_ylim(_lower_limit(profile.table), _upper_limit(profile.table))
     if parameters:
         _write_counts(ax, rows, colours)

@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from subtuning_lab.comparison_plots import method_styles
-from subtuning_lab.plots import GREY, ORANGE
+from subtuning_lab.plots import GREY, ORANGE, percent_axis
 from subtuning_lab.profiles import FULL_FINETUNING, LINEAR_PROBING, Profile
 
 
@@ -108,7 +108,7 @@ def plot_forgetting(average: pd.DataFrame, summary: pd.DataFrame | None = None, 
     if len(before):
         ax.axvline(before.iloc[0], color=GREY, linestyle=":", linewidth=1.5)
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        percent_axis(axis)
     ax.set_xlabel("accuracy on clean images after adaptation" + (" (dotted: before)" if len(before) else ""))
     ax.set_ylabel("accuracy under the shift")
     small = "" if summary is None else "; small: each corruption"
@@ -150,7 +150,7 @@ def plot_shift_profiles(
         style = line | {"linestyle": "none", "markersize": 8, "capsize": 3, "elinewidth": 1}
         ax.errorbar(ends.index, ends["accuracy"], yerr=ends["std"].fillna(0.0), **style)
     ax.set_xticks(range(len(ticks)), ticks, rotation=35, ha="right")
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    percent_axis(ax.yaxis)
     ax.set_ylabel("validation accuracy")
     n = _range(pd.concat(list(tables.values()))["n"])
     ax.set_title(
