@@ -28,6 +28,7 @@ _PUBLIC = {
     "low_data": "low_data_curves method_differences summarize_repeats",
     "pac_bayes": "pac_bayes_bound",
     "plots": "plot_network plot_pairs plot_profile",
+    "prepared": "Prepared",
     "profiles": "Profile finetuning_profile pair_profile",
     "queries": "query_images strategy_names",
     "pruning": "prune_backbone prune_blocks",

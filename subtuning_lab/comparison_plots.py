@@ -58,7 +58,7 @@ def plot_trace(
         )
     ax.set_xticks(rounds, ["start" if number == 0 else f"round {number}" for number in rounds])
     ax.set_xlim(-0.5, rounds[-1] + 0.6)
-    _percent_axis(ax)
+    _ticks_up_to_one(ax)
     ax.set_ylabel("validation accuracy")
     n = _range(trace["n"])
     ax.set_title(
@@ -204,13 +204,13 @@ def method_styles(methods: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _finish(ax: Axes, table: pd.DataFrame, spread: str) -> None:
-    _percent_axis(ax)
+    _ticks_up_to_one(ax)
     ax.set_ylabel("accuracy")
     ax.set_title(f"{spread}; n = {_range(table['n'])}", fontsize=10)
     sns.despine(ax=ax)
 
 
-def _percent_axis(ax: Axes) -> None:
+def _ticks_up_to_one(ax: Axes) -> None:
     """Ticks in percent; error bars may reach above 100, ticks don't."""
     percent_axis(ax.yaxis)
     limits = ax.get_ylim()
