@@ -28,9 +28,9 @@ import numpy as np
 import torch
 
 import subtuning_lab as lab
-from subtuning_lab import corruptions
-from subtuning_lab.corruptions import corrupt, corruption_names
-from subtuning_lab.report import machine_line
+from subtuning_lab.data.corruptions import registry as corruptions
+from subtuning_lab.data.corruptions.registry import corrupt, corruption_names
+from subtuning_lab.report.page import machine_line
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

@@ -30,10 +30,10 @@ import torch
 from profile_speed import lean_way
 
 import subtuning_lab as lab
-from subtuning_lab.greedy import GreedyResult, greedy_subtuning
-from subtuning_lab.racing import Halving, Race
-from subtuning_lab.report import machine_line
-from subtuning_lab.search import agreement_table
+from subtuning_lab.report.page import machine_line
+from subtuning_lab.search.exhaustive import agreement_table
+from subtuning_lab.search.greedy import GreedyResult, greedy_subtuning
+from subtuning_lab.search.racing import Halving, Race
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SEARCHES = {"full": None, "race": Race(), "halving": Halving()}

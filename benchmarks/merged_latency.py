@@ -25,10 +25,10 @@ import torch
 from torch import nn
 
 import subtuning_lab as lab
-from subtuning_lab.export import MODES, optimize
-from subtuning_lab.latency import OneAfterAnother, compare_latency
-from subtuning_lab.report import machine_line
-from subtuning_lab.siamese import merge_tasks
+from subtuning_lab.inference.export import MODES, optimize
+from subtuning_lab.inference.latency import OneAfterAnother, compare_latency
+from subtuning_lab.inference.merge import merge_tasks
+from subtuning_lab.report.page import machine_line
 
 CASES = ("resnet18", "resnet50", "vit_tiny_patch16_224")
 TASKS, BATCHES, MANY, CLASSES = (1, 2, 4, 8), (1, 8), 20, 10

@@ -35,9 +35,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import subtuning_lab as lab
-from subtuning_lab.augmentation import augment, seeded
-from subtuning_lab.chain import training_flops
-from subtuning_lab.report import machine_line
+from subtuning_lab.data.augment import augment, seeded
+from subtuning_lab.nets.chain import training_flops
+from subtuning_lab.report.page import machine_line
 
 
 @dataclass(frozen=True)

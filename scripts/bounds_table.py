@@ -16,9 +16,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import subtuning_lab as lab
-from subtuning_lab.bound_study import measure_bounds, rank_correlations
-from subtuning_lab.presets import parse_parameter
-from subtuning_lab.report import machine_line
+from subtuning_lab.report.page import machine_line
+from subtuning_lab.report.presets import parse_parameter
+from subtuning_lab.theory.measure import measure_bounds, rank_correlations
 
 NAMES = {
     "paper": "paper's rate",

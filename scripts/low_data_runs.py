@@ -12,9 +12,9 @@ import matplotlib
 matplotlib.use("Agg")
 
 import subtuning_lab as lab
-from subtuning_lab.baselines import RANDOM_SIZE
-from subtuning_lab.presets import parse_parameter
-from subtuning_lab.report import machine_line
+from subtuning_lab.baselines.compare import RANDOM_SIZE
+from subtuning_lab.report.page import machine_line
+from subtuning_lab.report.presets import parse_parameter
 
 METHODS = ["linear probing", "full finetuning", "LP-FT", "BitFit", "LoRA", RANDOM_SIZE, "best window", "greedy"]
 

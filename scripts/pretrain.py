@@ -24,10 +24,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Generator, Tensor, nn
 
-from subtuning_lab import architectures, procedural
+from subtuning_lab.data import synthetic as procedural
+from subtuning_lab.nets import cifar_resnet as architectures
 
 CARD_TEMPLATE = Path(__file__).with_name("model_card_template.md")
-WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "subtuning_lab" / "weights"
+WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "subtuning_lab" / "nets" / "weights"
 ARCHITECTURES = {"lab-resnet": architectures.lab_resnet, "lab-vit": architectures.lab_vit}
 VALIDATION_IMAGES = 5000
 RECIPE_OPTIONS = {"epochs": int, "images": int, "lr": float, "precision": str, "seed": int}

@@ -15,9 +15,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import subtuning_lab as lab
-from subtuning_lab.corruptions import corruption_names
-from subtuning_lab.report import machine_line
-from subtuning_lab.robustness import SHIFT_METHODS
+from subtuning_lab.data.corruptions.registry import corruption_names
+from subtuning_lab.experiments.shift import SHIFT_METHODS
+from subtuning_lab.report.page import machine_line
 
 
 def arguments() -> argparse.Namespace:

@@ -1,0 +1,275 @@
+"""The methods that SubTuning is compared with: each a subset and a changed recipe, on one study's folds and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from subtuning_lab.baselines.head2toe import Head2Toe
+from subtuning_lab.data.task import Split
+from subtuning_lab.nets.chain import in_order
+from subtuning_lab.search.exhaustive import SearchResult, best_of, candidate_table
+from subtuning_lab.search.greedy import GreedyResult
+from subtuning_lab.study.study import Study
+from subtuning_lab.study.trials import Method
+
+_CHOSEN = "chosen"
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One method to compare with.
+
+    Args:
+        blocks: what it tunes: "all" (stem and tail included), part names, or "chosen", the subset of a search.
+        choices: fields of the recipe that it changes; a list is tried on the folds.
+        source: where it comes from.
+    """
+
+    blocks: str | tuple[str, ...]
+    choices: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+
+#: every method by name; `compare_methods` adds those whose subsets are searched for
+BASELINES: dict[str, Baseline] = {
+    "linear probing": Baseline(()),
+    "full finetuning": Baseline("all"),
+    "LP-FT": Baseline("all", {"head_start": "probe"}, "Kumar et al. 2022"),
+    "layer-wise decay": Baseline("all", {"lr_decay": [0.6, 0.8]}, "Howard and Ruder 2018; Clark et al. 2020"),
+    "BitFit": Baseline("all", {"params": "bias"}, "Ben Zaken et al. 2022"),
+    "norm tuning": Baseline("all", {"params": "norm"}, "Frankle et al. 2021"),
+    "Auto-RGN": Baseline("all", {"lr_scaling": "rgn"}, "Lee et al. 2023, surgical finetuning"),
+    "LoRA": Baseline("all", {"adapter": "lora"}, "Hu et al. 2022"),
+    "IA3": Baseline("all", {"adapter": "ia3"}, "Liu et al. 2022"),
+    "LayerNorm tuning": Baseline("all", {"adapter": "ln_tuning"}, "Zhao et al. 2024"),
+    "LoRA in the chosen blocks": Baseline(_CHOSEN, {"adapter": "lora"}, "PAPER, ablations"),
+    "Siamese readout": Baseline(_CHOSEN, {"siamese": True}, "PAPER, ablations"),
+}
+HEAD2TOE, BEST_STAGE = "Head2Toe", "best stage"
+RANDOM_SIZE, RANDOM_PARAMETERS = "random subset of the same size", "random subset of as many parameters"
+_TOLERANCE = 0.25  # how far a random subset's parameter count may be from the chosen one's
+_PATTERNS = 20_000  # subsets looked at for one of a given parameter count
+
+
+@dataclass(frozen=True)
+class _Door:
+    """What is scored when all choices are made: the test split if `test`, and images beside it if there are any."""
+
+    test: bool
+    beside: Split | None = None
+
+    def scores(self, study: Study, what: Any) -> dict[str, Any]:
+        """Columns of a method's row."""
+        if not self.test:
+            return {}
+        result = study.test(what, self.beside)
+        row = {"test_accuracy": result.mean, "test_std": result.std, "test_n": len(result.accuracies)}
+        return row if self.beside is None else row | {"beside_accuracy": study.accuracy_on(what, self.beside).mean}
+
+
+class Search(Protocol):
+    """A finished search: a `GreedyResult` or a `SearchResult`."""
+
+    blocks: tuple[str, ...]
+    accuracy: float
+    std: float
+    n: int
+
+
+def compare_methods(
+    study: Study,
+    methods: Sequence[str] | None = None,
+    searches: Mapping[str, GreedyResult | SearchResult] | None = None,
+    *,
+    chosen: Iterable[str] | None = None,
+    draws: int = 10,
+    head2toe: Sequence[Head2Toe] | None = None,
+    subsets: Mapping[str, Iterable[str]] | None = None,
+    others: Mapping[str, Sequence[Method]] | None = None,
+    test: bool = False,
+    beside: Split | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Scores methods on the folds of one study, and on its test split if asked.
+
+    Every method is trained with every recipe of the study and counts with its best on the folds.
+
+    Args:
+        study: its recipes are the grid that all methods choose from.
+        methods: names out of `BASELINES`, "best stage" (surgical finetuning), "Head2Toe", and the two kinds of random
+            subset; by default linear probing and full finetuning.
+        searches: finished searches on this study by name, to stand beside the methods.
+        chosen: the subset that methods "in the chosen blocks" and random subsets go by; by default the first search's.
+        draws: random subsets of each kind.
+        head2toe: settings to try; by default `Head2Toe.grid()`.
+        subsets: further subsets by name.
+        others: further methods that are no subsets by name, each with the settings to try.
+        test: whether to train each on all training images and score it on the test split, once per seed.
+        beside: images that the tested trainings are scored on as well; see `Study.accuracy_on`.
+        seed: of the random subsets.
+
+    Returns:
+        One row per method: `method`; `blocks`; `params` without readout; `accuracy`, `std` and `n` over folds and
+        seeds; `subsets` scored to choose; `trainings`, `seconds` and `flops` spent on the folds; `settings`, those
+        chosen; and with `test`, `test_accuracy` and `test_std` over `test_n` seeds, with `beside` also
+        `beside_accuracy`. For random subsets all means and standard deviations are over the draws, of each draw's mean.
+
+    Raises:
+        ValueError: an unknown method, or one that needs `chosen` where there is none.
+    """
+    methods = ["linear probing", "full finetuning"] if methods is None else list(methods)
+    searches = dict(searches or {})
+    unknown = [name for name in methods if name not in method_names()]
+    if unknown:
+        raise ValueError(f"unknown method {unknown[0]!r}; there are {', '.join(method_names())}")
+    if chosen is None:
+        chosen = next((found.blocks for found in searches.values()), None)
+    needy = [name for name in methods if _needs_chosen(name)]
+    if needy and not chosen:
+        raise ValueError(f"{needy[0]} goes by a chosen subset of at least one block: give `chosen`, or a search")
+    like = None if chosen is None else tuple(chosen)
+    others = {HEAD2TOE: list(head2toe or Head2Toe.grid())} | dict(others or {})
+    door, rows = _Door(test, beside), []
+    for name in [*methods, *(name for name in others if name != HEAD2TOE)]:
+        if name in others:
+            rows.append(_method_row(study, name, others[name], door))
+        elif name in (RANDOM_SIZE, RANDOM_PARAMETERS):
+            rows.append(_random_row(study, name, like, draws, seed, door))
+        elif name == BEST_STAGE:
+            rows.append(_subset_row(study, name, stages(study.block_names), door))
+        else:
+            rows.append(_baseline_row(study, name, like, door))
+    own = {name: in_order(study.backbone, blocks) for name, blocks in (subsets or {}).items()}
+    rows += [_subset_row(study, name, [blocks], door) for name, blocks in own.items()]
+    rows += [_search_row(study, name, found, door) for name, found in searches.items()]
+    return pd.DataFrame(rows)
+
+
+def method_names() -> tuple[str, ...]:
+    """Names that `compare_methods` knows."""
+    return (*BASELINES, BEST_STAGE, HEAD2TOE, RANDOM_SIZE, RANDOM_PARAMETERS)
+
+
+def stages(block_names: Sequence[str], count: int = 4) -> list[tuple[str, ...]]:
+    """The network's stages: blocks whose names differ in the last part only; else `count` groups of like size.
+
+    Source: surgical finetuning (Lee et al. 2023), which tunes one of them.
+    """
+    found = [tuple(group) for _, group in groupby(block_names, lambda name: name.rpartition(".")[0])]
+    if len(found) > 1:
+        return found
+    return [tuple(map(str, part)) for part in np.array_split(list(block_names), min(count, len(block_names)))]
+
+
+def random_subsets(study: Study, like: Sequence[str], draws: int, by: str, seed: int = 0) -> list[tuple[str, ...]]:
+    """Different random subsets of blocks, as a control for a chosen one.
+
+    Args:
+        study: whose blocks they are of.
+        like: the chosen subset; never among them.
+        draws: how many; fewer where there are no more.
+        by: "size" for as many blocks, "parameters" for a parameter count within 25 % of the chosen subset's.
+        seed: of the draw.
+
+    Raises:
+        ValueError: another `by`, or no such subset.
+    """
+    names, generator = study.block_names, np.random.default_rng(seed)
+    if by not in ("size", "parameters"):
+        raise ValueError(f"by is {by!r}; it must be size or parameters")
+    patterns = generator.random((_PATTERNS, len(names)))
+    if by == "size":
+        patterns = patterns.argsort(axis=1) < len(like)
+    else:
+        patterns = patterns < generator.random((_PATTERNS, 1))  # subsets of all sizes
+        params, wanted = np.array([study.count_parameters([name]) for name in names]), study.count_parameters(like)
+        patterns = patterns[abs(patterns @ params - wanted) <= _TOLERANCE * wanted]
+    own = tuple(name in set(like) for name in names)
+    different = [row for row in dict.fromkeys(map(tuple, patterns.tolist())) if row != own and any(row)]
+    if not different:
+        raise ValueError(f"no other subset has the {by} of {', '.join(like)}")
+    return [tuple(name for name, tuned in zip(names, row, strict=True) if tuned) for row in different[:draws]]
+
+
+def grid_caption(study: Study) -> str:
+    """What every method chose from, in words for a table's caption."""
+    tried = {
+        name: sorted({getattr(own, name) for own in study.recipes}, key=str)
+        for name in ("lr", "head_lr", "weight_decay", "bn")
+    }
+    words = "; ".join(
+        f"{name} {', '.join('lr' if v is None else str(v) for v in values)}" for name, values in tried.items()
+    )
+    folds = f"{study.n_folds} folds" if study.n_folds > 1 else "one holdout"
+    return (
+        f"every method is trained with each of {words}, and counts with its best on {folds} x {len(study.seeds)} seeds"
+    )
+
+
+def _needs_chosen(name: str) -> bool:
+    return name in (RANDOM_SIZE, RANDOM_PARAMETERS) or (name in BASELINES and BASELINES[name].blocks == _CHOSEN)
+
+
+def _baseline_row(study: Study, name: str, like: tuple[str, ...] | None, door: _Door) -> dict[str, Any]:
+    """A method that is one subset with a changed recipe."""
+    wanted = BASELINES[name].blocks
+    blocks = study.part_names if wanted == "all" else like if wanted == _CHOSEN else tuple(wanted)
+    return _subset_row(study.variant(**BASELINES[name].choices), name, [blocks], door)
+
+
+def _subset_row(study: Study, name: str, subsets: Sequence[tuple[str, ...]], door: _Door) -> dict[str, Any]:
+    """A method that is one subset, or the best of several."""
+    table, _ = candidate_table(study, subsets)
+    best = table.loc[best_of(table, study.part_names)]
+    costs = table[["trainings", "seconds", "flops"]].sum()
+    row = {"method": name, **best[["blocks", "params", "accuracy", "std", "n"]], "subsets": len(subsets), **costs}
+    return row | {"settings": _settings(study, best["blocks"])} | door.scores(study, best["blocks"])
+
+
+def _search_row(study: Study, name: str, found: GreedyResult | SearchResult, door: _Door) -> dict[str, Any]:
+    tried = found.trace if isinstance(found, GreedyResult) else found.table
+    row = {"method": name, "blocks": found.blocks, "params": study.count_parameters(found.blocks)}
+    row |= {"accuracy": found.accuracy, "std": found.std, "n": found.n, "subsets": tried["blocks"].nunique()}
+    row |= {"trainings": found.cost.trainings, "seconds": found.cost.seconds, "flops": found.cost.flops}
+    return row | {"settings": _settings(study, found.blocks)} | door.scores(study, found.blocks)
+
+
+def _random_row(study: Study, name: str, like: tuple[str, ...], draws: int, seed: int, door: _Door) -> dict[str, Any]:
+    subsets = random_subsets(study, like, draws, "size" if name == RANDOM_SIZE else "parameters", seed)
+    table, _ = candidate_table(study, subsets)
+    row = {"method": name, "blocks": None, "params": int(table["params"].mean()), "accuracy": table["accuracy"].mean()}
+    row |= {"std": table["accuracy"].std(ddof=1), "n": len(subsets), "subsets": len(subsets)}
+    row |= dict(table[["trainings", "seconds", "flops"]].sum()) | {"settings": "each its own"}
+    if not door.test:
+        return row
+    table = pd.DataFrame([door.scores(study, blocks) for blocks in subsets])
+    means = table["test_accuracy"]
+    row |= {"test_accuracy": means.mean(), "test_std": means.std(ddof=1), "test_n": len(means)}
+    return row | {name: table[name].mean() for name in table if name.startswith("beside")}
+
+
+def _method_row(study: Study, name: str, grid: Sequence[Method], door: _Door) -> dict[str, Any]:
+    """A method that is no subset, with the best of its settings."""
+    scores = study.method_scores(grid)
+    means = scores.groupby("method")["accuracy"].mean()
+    best = grid[int(means.idxmax())]
+    own = scores[scores["method"] == means.idxmax()]
+    row = {"method": name, "blocks": (), "params": 0, "accuracy": own["accuracy"].mean(), "std": own["accuracy"].std()}
+    row |= {"n": len(own), "subsets": len(grid), "trainings": len(scores), "seconds": scores["seconds"].sum()}
+    told = ", ".join(f"{k} {v:g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in best.settings().items())
+    return row | {"flops": scores["flops"].sum(), "settings": told} | door.scores(study, best)
+
+
+def _settings(study: Study, blocks: Sequence[str]) -> str:
+    """What of the recipe was chosen on the folds, in words."""
+    own, differing = study.recipe_of(blocks), []
+    for name, value in own.as_dict().items():
+        if len({getattr(recipe, name) for recipe in study.recipes}) > 1:
+            differing.append(f"{name} {value}")
+    return ", ".join(differing) or f"lr {own.lr:g}"

@@ -1,0 +1,57 @@
+"""The command `merge`: several tuned tasks answer for the same images in one forward pass."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from subtuning_lab.cli.output import Json, tell
+from subtuning_lab.cli.search import Backbone, DropBlock, ModelOption, Weights
+
+
+def merge(
+    tasks: Annotated[list[Path], typer.Argument(help="Files of tuned tasks, all of one backbone.")],
+    image: Annotated[list[Path], typer.Option(help="An image file; may be repeated.")],
+    backbone: Backbone = "lab-resnet",
+    weights: Weights = "pretrained",
+    drop_block: DropBlock = None,
+    model_option: ModelOption = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side in pixels to bring images to; by default what the tasks were tuned at.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Merge tuned tasks into one network and print each task's answer for each image."""
+    import pandas as pd
+
+    import subtuning_lab as lab
+    from subtuning_lab.report.presets import parse_parameter
+
+    names = [path.stem for path in tasks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"two files are named {twice[0]}; a file's name is its task's name here")
+    options = dict(parse_parameter(text) for text in model_option or [])
+    network = lab.load_backbone(backbone, weights=weights, drop_blocks=drop_block or [], **options)
+    loaded = {name: lab.load_tuned(path, network) for name, path in zip(names, tasks, strict=True)}
+    merged = lab.merge_tasks(network, loaded, keep_original=False)
+    trained = next((task.pixels for task in loaded.values() if task.pixels), network.input_size[1:])
+    size = (image_size, image_size) if image_size else trained
+    rows = []
+    for path in image:
+        for name, logits in _answers(merged, path, size).items():
+            best = int(logits.argmax())
+            share = float(logits.softmax(0)[best])
+            rows.append((str(path), name, loaded[name].classes[best], share))
+    answers = pd.DataFrame(rows, columns=["image", "task", "answer", "probability"])
+    tell({"answers": answers}, as_json)
+
+
+def _answers(merged: object, path: Path, size: tuple[int, int]) -> dict:
+    """Logits (classes,) of every task for one image, scaled and cropped as images of a task's folder are."""
+    import torch
+
+    from subtuning_lab.data.images import decode_images
+
+    with torch.inference_mode():
+        return {name: logits[0] for name, logits in merged(decode_images([path], size, None)).items()}

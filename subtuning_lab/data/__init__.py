@@ -1,0 +1,10 @@
+"""The ground: tasks, their images, splits, augmentation and corruptions."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "task": ["Split", "Task", "load_task", "task_names"],
+    },
+)

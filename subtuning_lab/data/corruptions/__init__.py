@@ -1,0 +1,1 @@
+"""Nineteen corruptions at five severities, batched on the device."""

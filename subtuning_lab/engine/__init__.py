@@ -1,0 +1,13 @@
+"""How a subset is trained: one candidate at a time, or all of them in one pass."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "fit": ["fit_together"],
+        "job": ["Fit"],
+        "prepared": ["Prepared"],
+        "recipe": ["Recipe", "recipe_grid"],
+    },
+)

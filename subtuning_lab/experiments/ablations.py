@@ -1,0 +1,135 @@
+"""Ablations: what does SubTuning owe to one of its choices? Each is the same study with one thing changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from subtuning_lab.data.task import Task
+from subtuning_lab.engine.recipe import Recipe
+from subtuning_lab.experiments.low_data import method_differences
+from subtuning_lab.nets.chain import Chain, in_order
+from subtuning_lab.search.exhaustive import candidate_table
+from subtuning_lab.study.records import Records
+from subtuning_lab.study.study import Blocks, Study
+from subtuning_lab.utils.validation import check_number
+
+SUBTUNING = "SubTuning"
+#: fields of the recipe that an ablation changes, by its name; a list is tried on the folds
+ABLATIONS: dict[str, dict[str, Any]] = {
+    SUBTUNING: {},
+    "re-initialized blocks": {"init": "random"},
+    "Siamese readout": {"siamese": True},
+    "two-layer readout": {"head_depth": 2},
+    "three-layer readout": {"head_depth": 3},
+    "LoRA in the blocks": {"adapter": "lora"},
+}
+
+
+def ablate(
+    backbone: Chain,
+    task: Task,
+    subsets: Mapping[str, Blocks],
+    variants: Mapping[str, Mapping[str, Any]],
+    size: int,
+    recipes: Sequence[Recipe],
+    *,
+    folds: int = 5,
+    repeats: int = 3,
+    test: bool = True,
+    records: str | Path | Records | None = None,
+    progress: bool | Callable[[int, int], None] = True,
+) -> pd.DataFrame:
+    """Trains subsets in several variants, each repetition with training images and a seed of its own.
+
+    Within a repetition all variants see the same images, folds and seed, and each subset of each variant counts with
+    its own best recipe on the folds.
+
+    Args:
+        backbone: the pretrained chain.
+        task: whose training images are chosen from, stratified; its test images are the same throughout.
+        subsets: label -> part names; [] is linear probing, "all" full finetuning.
+        variants: name -> changed fields of the recipe, e.g. `ABLATIONS`; a list of values is tried on the folds.
+        size: number of training images.
+        recipes: the grid that all choose from.
+        folds, records, progress: as for `Study`.
+        repeats: repetitions.
+        test: whether to use the test images, once per subset, variant and repetition.
+
+    Returns:
+        One row per subset, variant and repetition: `subset` (label), `method` (variant), `blocks`, `params` (the
+        readout's not counted), `accuracy`, `std` and `n` over the folds, `trainings`, `seconds` and `flops` spent on
+        them, `subsets` (1), `train_size`, `repeat`, and with `test` also `test_accuracy`. Rows of one subset are what
+        `summarize_repeats` takes.
+
+    Raises:
+        ValueError: no subsets or no variants, unknown blocks or fields, numbers out of range.
+        ImportError: an adapter without the extra `peft`.
+
+    Source: PAPER "Ablations"; its numbers were not found in a readable source.
+    """
+    check_number("repeats", repeats, 1)
+    for name, given in (("subsets", subsets), ("variants", variants)):
+        if not isinstance(given, Mapping) or not given:
+            raise ValueError(f"{name} is {given!r}; it must be a mapping with at least one entry")
+    named = {label: in_order(backbone, blocks) for label, blocks in subsets.items()}
+    store = records if isinstance(records, Records) else Records(records or ":memory:")
+    tables = []
+    for repeat in range(repeats):
+        options = {"folds": folds, "seeds": (repeat,), "records": store, "progress": progress}
+        study = Study(backbone, task.subset(size, seed=repeat), recipes, **options)
+        for variant, choices in variants.items():
+            own = _scored(study.variant(**choices), named, test)
+            tables.append(own.assign(method=variant, train_size=size, repeat=repeat))
+    return pd.concat(tables, ignore_index=True)
+
+
+def variant_differences(
+    table: pd.DataFrame, variant: str, other: str = SUBTUNING, by: str = "test_accuracy"
+) -> pd.DataFrame:
+    """How far one variant is ahead of another per subset, paired: in a repetition both see the same images and seed.
+
+    Args:
+        table: of `ablate`.
+        variant, other: names of variants in it.
+        by: "test_accuracy", or "accuracy" for the mean over the folds.
+
+    Returns:
+        One row per subset: `subset`, `variant`, `train_size`, `difference`, `std` (of the repetitions' differences),
+        `error` (standard error of the mean), `n` (repetitions).
+
+    Raises:
+        ValueError: a column or a variant that the table doesn't have, or not in all repetitions.
+    """
+    if by not in ("test_accuracy", "accuracy") or by not in table:
+        raise ValueError(f'by is {by!r}; it must be "accuracy", or "test_accuracy" where the test images were used')
+    compared = table.assign(test_accuracy=table[by])
+    found = {label: method_differences(own, variant, other) for label, own in compared.groupby("subset", sort=False)}
+    return pd.concat(found, names=["subset"]).reset_index("subset").assign(variant=variant).reset_index(drop=True)
+
+
+def summarize_variants(table: pd.DataFrame, by: str = "test_accuracy") -> pd.DataFrame:
+    """Mean, standard deviation and number of repetitions per subset and variant.
+
+    Args:
+        table: of `ablate`.
+        by: as for `variant_differences`.
+
+    Returns:
+        `subset`, `method`, `accuracy`, `std`, `n`, `params`.
+    """
+    groups = table.groupby(["subset", "method"], sort=False)
+    return groups.agg(accuracy=(by, "mean"), std=(by, "std"), n=(by, "count"), params=("params", "mean")).reset_index()
+
+
+def _scored(study: Study, subsets: Mapping[str, tuple[str, ...]], test: bool) -> pd.DataFrame:
+    """A row per label with its fold scores and costs, and its test accuracy if asked."""
+    table, _ = candidate_table(study, list(dict.fromkeys(subsets.values())))
+    rows = {row["blocks"]: row for row in table.drop(columns="dropped").to_dict("records")}
+    found = pd.DataFrame([{"subset": label, **rows[blocks], "subsets": 1} for label, blocks in subsets.items()])
+    if not test:
+        return found
+    return found.assign(test_accuracy=[study.test(blocks).mean for blocks in subsets.values()])

@@ -1,0 +1,235 @@
+"""Active learning: a network that is tuned on few labels says which images to label next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+
+from subtuning_lab.data.splits import stratified_choice
+from subtuning_lab.data.task import Task
+from subtuning_lab.engine.fit import ENGINE_VERSION
+from subtuning_lab.engine.recipe import Recipe
+from subtuning_lab.experiments.low_data import GREEDY, method_differences
+from subtuning_lab.experiments.queries import QUERY_VERSION, RANDOM, check_strategy, query_images
+from subtuning_lab.nets.chain import Chain, in_order
+from subtuning_lab.search.exhaustive import CheapScores
+from subtuning_lab.search.greedy import greedy_subtuning
+from subtuning_lab.study.records import Records, record_key
+from subtuning_lab.study.study import Blocks, Study
+from subtuning_lab.utils.validation import check_number
+
+METHODS: dict[str, Blocks] = {"linear probing": (), "full finetuning": "all", GREEDY: GREEDY}
+
+
+def active_learning(
+    backbone: Chain,
+    task: Task,
+    added_labels: Sequence[int],
+    recipes: Recipe | Sequence[Recipe],
+    methods: Mapping[str, Blocks] | None = None,
+    strategies: Sequence[str] = ("random", "margin"),
+    *,
+    folds: int = 2,
+    repeats: int = 3,
+    max_blocks: int | None = None,
+    race: CheapScores | None = None,
+    records: str | Records | None = None,
+    progress: bool | Callable[[int, int], None] = True,
+) -> pd.DataFrame:
+    """Labels images round by round, each time those that the network tuned on the labels so far asks for.
+
+    A repetition's first images are the same for all methods and strategies: a stratified random choice, for which the
+    labels must be known; an experiment may use them so, a real pool has none. Every round starts from the pretrained
+    backbone again. Methods that ask at random see the same images, too.
+
+    Args:
+        backbone: the pretrained chain.
+        task: its training images are the pool; its test images are the same throughout.
+        added_labels: number of labels that each round adds, the first images' first.
+        recipes: what every method chooses from, on folds of the images that have labels.
+        methods: what to tune by name: part names, "all", or "greedy" for the subset that is chosen once on the first
+            images of each repetition; by default `METHODS`.
+        strategies: of `strategy_names()`; "random" is the control.
+        folds: as for `Study`, but no more than there are labelled images of the rarest class.
+        repeats: repetitions, each with its own first images and seed.
+        max_blocks, race: for greedy.
+        records, progress: as for `Study`. Queries are recorded, too: a killed run repeats no finished training.
+
+    Returns:
+        One row per repetition, method, strategy and round: `strategy`, `method`, `repeat`, `round` (from 0),
+        `train_size` (labelled images), `blocks`, `test_accuracy` in [0, 1], `folds`; `queried`, the images that were
+        labelled for this round (places in `task.train`, the most wanted first); `balance` of their classes in [0, 1]:
+        entropy over its maximum, missing for a single image; `seconds` that choosing the recipe, searching and asking
+        took, as recorded. Round 0 is the same for all strategies.
+
+    Raises:
+        ValueError: an unknown strategy, more labels than images, or first images with one of some class only.
+
+    Source: PAPER, ablations, where one block is tuned and the margin asks.
+    """
+    methods = METHODS if methods is None else methods
+    store = records if isinstance(records, Records) else Records(records or ":memory:")
+    pool = _Pool(backbone, task, recipes, folds, store, progress)
+    _check_plan(pool, added_labels, methods, strategies, repeats)
+    rows = []
+    for repeat in range(repeats):
+        first = stratified_choice(task.train.labels.numpy(), added_labels[0], repeat, "added_labels[0]").tolist()
+        study = pool.study(first, repeat)
+        for method, blocks in methods.items():
+            spent = 0.0
+            if isinstance(blocks, str) and blocks == GREEDY:
+                found = greedy_subtuning(study, max_blocks=max_blocks, race=race)
+                blocks, spent = found.blocks, found.cost.seconds
+            start = pool.row(study, blocks, first, spent)
+            for strategy in strategies:
+                own = {"strategy": strategy, "method": method, "repeat": repeat}
+                rounds = _rounds(pool, study, start, added_labels[1:], strategy)
+                rows += [own | {"round": number} | row for number, row in enumerate(rounds)]
+    return pd.DataFrame(rows)
+
+
+def summarize_queries(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over repetitions per method, strategy and number of labels.
+
+    Args:
+        table: of `active_learning`.
+
+    Returns:
+        `method`, `strategy`, `train_size`, `accuracy` and `std` (on the test split), `n` (repetitions), `balance` and
+        `seconds`, as means.
+    """
+    groups = table.groupby(["method", "strategy", "train_size"], sort=False)
+    return groups.agg(
+        accuracy=("test_accuracy", "mean"),
+        std=("test_accuracy", "std"),
+        n=("test_accuracy", "count"),
+        balance=("balance", "mean"),
+        seconds=("seconds", "mean"),
+    ).reset_index()
+
+
+def strategy_differences(table: pd.DataFrame, strategy: str = "margin", other: str = "random") -> pd.DataFrame:
+    """How far one strategy is ahead of another per method and number of labels, paired by repetition.
+
+    Args:
+        table: of `active_learning`.
+        strategy, other: names of strategies in it.
+
+    Returns:
+        Rows of `method_differences` with `method`, without those of the first images, which all strategies share.
+
+    Raises:
+        ValueError: a strategy that the table doesn't have.
+    """
+    asked = table[table["round"] > 0]
+    found = [
+        method_differences(own.assign(method=own["strategy"]), strategy, other).assign(method=method)
+        for method, own in asked.groupby("method", sort=False)
+    ]
+    return pd.concat(found, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Images to be labelled, and how networks are tuned on those that are; see `active_learning`."""
+
+    backbone: Chain
+    task: Task
+    recipes: Recipe | Sequence[Recipe]
+    folds: int
+    records: Records
+    progress: bool | Callable[[int, int], None]
+
+    def study(self, labelled: Sequence[int], seed: int) -> Study:
+        """A study of the images that have labels, in the pool's order whatever the order of asking."""
+        own = self.task.train.take(torch.tensor(sorted(labelled)))
+        counts = torch.bincount(own.labels, minlength=self.task.num_classes)
+        rarest, fewest = self.task.classes[int(counts.argmin())], int(counts.min())
+        if fewest < 2:
+            raise ValueError(
+                f"{len(labelled)} first images have {fewest} of class {rarest!r}; folds need 2 of every class: "
+                f"raise added_labels[0], {len(labelled)}"
+            )
+        options = {"folds": min(self.folds, fewest), "records": self.records, "progress": self.progress}
+        return Study(
+            self.backbone, replace(self.task, train=own, validation=None), self.recipes, seeds=(seed,), **options
+        )
+
+    def row(self, study: Study, blocks: Blocks, queried: Sequence[int], spent: float) -> dict[str, Any]:
+        """What one round came to; `spent` seconds went before."""
+        names = in_order(self.backbone, blocks)
+        if len(study.arms([names])) > 1:
+            spent += study.all_scores([names])["seconds"].sum()
+        labels = self.task.train.labels[list(queried)].numpy()
+        return {
+            "train_size": len(study.task.train),
+            "blocks": names,
+            "test_accuracy": study.test(names).mean,
+            "folds": study.n_folds,
+            "queried": tuple(queried),
+            "balance": _balance(labels, self.task.num_classes),
+            "seconds": spent,
+        }
+
+    def ask(
+        self, study: Study, blocks: tuple[str, ...], labelled: Sequence[int], size: int, strategy: str
+    ) -> tuple[tuple[int, ...], float]:
+        """The images to label next, from the records if they are there, and the seconds that it took to choose."""
+        images, fixed = self.task.train.images, {"labelled": sorted(labelled), "seed": study.seeds[0]}
+        if strategy == RANDOM:  # takes no training
+            return query_images(None, images, size, strategy, **fixed), 0.0
+        asked = fixed | {"query": strategy, "version": QUERY_VERSION, "size": size, "pool": self.task.fingerprint}
+        asked |= {"backbone": self.backbone.fingerprint, "blocks": blocks, "engine": ENGINE_VERSION}
+        asked |= {"recipe": study.recipe_of(blocks).as_dict(), "folds": study.n_folds}
+        key = record_key(asked)
+        found = self.records.get_choice(key)
+        if found is None:
+            start = time.perf_counter()
+            chosen = query_images(study.fit(blocks), images, size, strategy, **fixed)
+            found = {"images": chosen, "seconds": time.perf_counter() - start}
+            self.records.put_choice(key, found, asked)
+        return tuple(found["images"]), found["seconds"]
+
+
+def _rounds(
+    pool: _Pool, study: Study, start: dict[str, Any], added_labels: Sequence[int], strategy: str
+) -> Iterator[dict[str, Any]]:
+    """The rows of one method and strategy in one repetition, that of the first images first."""
+    labelled = list(start["queried"])
+    yield start
+    for size in added_labels:
+        queried, spent = pool.ask(study, start["blocks"], labelled, size, strategy)
+        labelled += queried
+        study = pool.study(labelled, study.seeds[0])
+        yield pool.row(study, start["blocks"], queried, spent)
+
+
+def _balance(labels: np.ndarray, num_classes: int) -> float:
+    """Entropy of the labels' classes over the largest that so many labels can have; missing for a single one."""
+    most = min(num_classes, len(labels))
+    return float(stats.entropy(np.bincount(labels)) / np.log(most)) if most > 1 else np.nan
+
+
+def _check_plan(
+    pool: _Pool, added_labels: Sequence[int], methods: Mapping[str, Blocks], strategies: Sequence[str], repeats: int
+) -> None:
+    """Raises for what `active_learning` can't do, before the first training."""
+    check_number("repeats", repeats, 1)
+    check_number("folds", pool.folds, 1)
+    for strategy in strategies:
+        check_strategy(strategy)
+    for blocks in methods.values():
+        if not (isinstance(blocks, str) and blocks == GREEDY):
+            in_order(pool.backbone, blocks)
+    for count in added_labels:
+        check_number("added_labels", count, 1)
+    n = len(pool.task.train)
+    if not added_labels or sum(added_labels) > n:
+        raise ValueError(f"added_labels is {list(added_labels)}; it must add up to 1 to {n}, the training images")

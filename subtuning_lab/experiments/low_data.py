@@ -1,0 +1,190 @@
+"""The low-data regime: methods against the number of training images, selected on folds, tested once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from subtuning_lab.baselines.compare import BASELINES, HEAD2TOE, RANDOM_PARAMETERS, RANDOM_SIZE, Search, compare_methods
+from subtuning_lab.data.task import Task
+from subtuning_lab.engine.recipe import Recipe
+from subtuning_lab.nets.chain import Chain
+from subtuning_lab.search.exhaustive import CheapScores, best_window
+from subtuning_lab.search.greedy import GreedyResult, greedy_subtuning
+from subtuning_lab.study.records import Records
+from subtuning_lab.study.study import Study
+from subtuning_lab.utils.validation import check_number
+
+GREEDY, BEST_WINDOW = "greedy", "best window"
+
+
+def low_data_curves(
+    backbone: Chain,
+    task: Task,
+    sizes: Sequence[int],
+    recipes: Sequence[Recipe],
+    methods: Sequence[str],
+    *,
+    folds: int = 5,
+    repeats: int = 3,
+    max_blocks: int | None = None,
+    max_window: int | None = 3,
+    race: CheapScores | None = None,
+    draws: int = 3,
+    pilot: bool = False,
+    records: str | Path | Records | None = None,
+    progress: bool | Callable[[int, int], None] = True,
+) -> pd.DataFrame:
+    """Compares methods at several training-set sizes, each with training images of its own in every repetition.
+
+    Args:
+        backbone: the pretrained chain.
+        task: whose training images are chosen from, stratified; its test images are the same throughout.
+        sizes: numbers of training images.
+        recipes: the grid that every method chooses from on the folds, in every repetition anew unless `pilot`.
+        methods: of `method_names()`; "greedy" and "best window" may be among them.
+        folds, records, progress: as for `Study`.
+        repeats: repetitions, each with its own training images and seed.
+        max_blocks: most blocks for greedy.
+        max_window: longest window of consecutive blocks.
+        race: by which greedy and the best window drop hopeless candidates early; see `Race` and `Halving`.
+        draws: random subsets of each kind.
+        pilot: whether a size's first repetition chooses each method's recipe for the others, which saves the grid's
+            cost there. Random subsets take that of the first search. Blocks are chosen anew all the same.
+
+    Returns:
+        Rows of `compare_methods` with test accuracy, one per size, repetition and method, with `train_size`, `repeat`.
+    """
+    check_number("repeats", repeats, 1)
+    if not methods:
+        raise ValueError("methods is empty; name at least one")
+    store = records if isinstance(records, Records) else Records(records or ":memory:")
+    plan = _Plan(tuple(methods), max_blocks, max_window, race, draws)
+    tables = []
+    for size in sizes:
+        choices = {name: list(recipes) for name in methods}
+        for repeat in range(repeats):
+            own = task.subset(size, seed=repeat)
+            options = {"folds": folds, "seeds": (repeat,), "records": store, "progress": progress}
+            studies = _studies(choices, lambda few: Study(backbone, own, few, **options))  # noqa: B023 - called at once
+            searches = plan.searches(studies)
+            table = plan.compare(studies, searches, repeat)
+            tables.append(table.assign(train_size=size, repeat=repeat))
+            if pilot and repeat == 0:
+                choices = {name: _chosen(study, name, table, searches) for name, study in studies.items()}
+    return pd.concat(tables, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is compared in every repetition."""
+
+    methods: tuple[str, ...]
+    max_blocks: int | None
+    max_window: int | None
+    race: CheapScores | None
+    draws: int
+
+    def searches(self, studies: Mapping[str, Study]) -> dict[str, Search]:
+        """Those that are among the methods."""
+        found: dict[str, Search] = {}
+        if GREEDY in self.methods:
+            found[GREEDY] = greedy_subtuning(studies[GREEDY], max_blocks=self.max_blocks, race=self.race)
+        if BEST_WINDOW in self.methods:
+            found[BEST_WINDOW] = best_window(studies[BEST_WINDOW], self.max_window, self.race)
+        return found
+
+    def compare(self, studies: Mapping[str, Study], searches: Mapping[str, Search], seed: int) -> pd.DataFrame:
+        """One row per method, each on its own study."""
+        names = next(iter(studies.values())).block_names
+        # Where greedy chose nothing, the best window stands in as what random subsets are like.
+        chosen = next((found.blocks for found in searches.values() if found.blocks), names[:1])
+        tables = []
+        for study in dict.fromkeys(studies.values()):
+            own = [name for name in self.methods if studies[name] is study]
+            finished = {name: found for name, found in searches.items() if name in own}
+            others = [name for name in own if name not in finished]
+            tables.append(
+                compare_methods(study, others, finished, chosen=chosen, draws=self.draws, test=True, seed=seed)
+            )
+        return pd.concat(tables, ignore_index=True)
+
+
+def _studies(choices: Mapping[str, list[Recipe]], make: Callable[[list[Recipe]], Study]) -> dict[str, Study]:
+    """A study for each method; those that choose among the same recipes share one."""
+    made: dict[tuple[Recipe, ...], Study] = {}
+    for recipes in choices.values():
+        if tuple(recipes) not in made:
+            made[tuple(recipes)] = make(recipes)
+    return {name: made[tuple(recipes)] for name, recipes in choices.items()}
+
+
+def _chosen(study: Study, name: str, table: pd.DataFrame, searches: Mapping[str, Search]) -> list[Recipe]:
+    """The recipe that a method counts with; all of them where that isn't one."""
+    if name in searches or (searches and name in (RANDOM_SIZE, RANDOM_PARAMETERS)):
+        return [study.recipe_of(_best_blocks(searches.get(name, next(iter(searches.values())))))]
+    if name in (HEAD2TOE, RANDOM_SIZE, RANDOM_PARAMETERS):
+        return study.recipes
+    own = study.variant(**BASELINES[name].choices) if name in BASELINES else study
+    return [own.recipe_of(table.set_index("method").at[name, "blocks"])]
+
+
+def _best_blocks(found: Search) -> tuple[str, ...]:
+    """The search's result, or where that is no block at all, the best of the subsets that have one."""
+    if found.blocks:
+        return found.blocks
+    tried = found.trace if isinstance(found, GreedyResult) else found.table
+    tried = tried[(tried["dropped"] == 0) & (tried["blocks"].map(len) > 0)]
+    return tried.at[tried["accuracy"].idxmax(), "blocks"]
+
+
+def summarize_repeats(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over repetitions per size and method.
+
+    Args:
+        table: of `low_data_curves`.
+
+    Returns:
+        `train_size`, `method`, `accuracy` and `std` (on the test split), `n` (repetitions), `fold_accuracy`, `params`,
+        `subsets`, `trainings`, `seconds` and `flops`, as means.
+    """
+    groups = table.groupby(["train_size", "method"], sort=False)
+    return groups.agg(
+        accuracy=("test_accuracy", "mean"),
+        std=("test_accuracy", "std"),
+        n=("test_accuracy", "count"),
+        fold_accuracy=("accuracy", "mean"),
+        params=("params", "mean"),
+        subsets=("subsets", "mean"),
+        trainings=("trainings", "mean"),
+        seconds=("seconds", "mean"),
+        flops=("flops", "mean"),
+    ).reset_index()
+
+
+def method_differences(table: pd.DataFrame, method: str, other: str) -> pd.DataFrame:
+    """How far one method is ahead of another per size, paired: in a repetition both see the same images and seed.
+
+    Args:
+        table: of `low_data_curves`.
+        method, other: names of methods in it.
+
+    Returns:
+        One row per size: `train_size`, `difference` (mean test accuracy of `method` minus that of `other`), `std` (of
+        the repetitions' differences), `error` (standard error of the mean), `n` (repetitions).
+
+    Raises:
+        ValueError: a method that the table doesn't have, or not in all the repetitions that the other has.
+    """
+    wide = table.pivot(index=["train_size", "repeat"], columns="method", values="test_accuracy")
+    for name in (method, other):
+        if name not in wide:
+            raise ValueError(f"the table has no method {name!r}; it has {', '.join(wide)}")
+    pairs = wide.loc[wide[[method, other]].notna().any(axis=1), [method, other]]
+    if pairs.isna().any(axis=None):
+        raise ValueError(f"{method} and {other} must be there in the same sizes and repetitions")
+    groups = (pairs[method] - pairs[other]).groupby("train_size")
+    return groups.agg(difference="mean", std="std", error="sem", n="count").reset_index()

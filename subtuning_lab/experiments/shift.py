@@ -1,0 +1,286 @@
+"""Distribution shift: a source network adapted to corrupted images, or to new classes, with few labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from subtuning_lab.baselines.bn_adapt import BN_STATISTICS, NO_ADAPTATION, SourceNetwork, with_readout_of
+from subtuning_lab.baselines.compare import compare_methods, stages
+from subtuning_lab.data.corruptions.registry import corrupt
+from subtuning_lab.data.images import StreamedImages
+from subtuning_lab.data.load import parse_spec
+from subtuning_lab.data.task import Split, Task
+from subtuning_lab.engine.recipe import Recipe, check_recipes
+from subtuning_lab.experiments.low_data import GREEDY, method_differences
+from subtuning_lab.nets.chain import Chain
+from subtuning_lab.search.exhaustive import CheapScores
+from subtuning_lab.search.greedy import GreedyResult, greedy_subtuning
+from subtuning_lab.search.profiles import Profile, finetuning_profile, summarize
+from subtuning_lab.study.records import Records
+from subtuning_lab.study.study import Study
+from subtuning_lab.utils.validation import check_number
+
+STAGES, INPUT, LABEL = "stages", "input", "label"
+SHIFT_METHODS = (NO_ADAPTATION, BN_STATISTICS, "linear probing", "full finetuning", "Auto-RGN", STAGES, GREEDY)
+_UNTRAINED = {NO_ADAPTATION: [SourceNetwork()], BN_STATISTICS: [SourceNetwork("target")]}
+_PLACE = ["train_size", "shift"]
+
+
+def shift_study(
+    backbone: Chain,
+    source_task: Task,
+    corruptions: Iterable[str],
+    recipes: Recipe | Sequence[Recipe],
+    methods: Sequence[str] = SHIFT_METHODS,
+    *,
+    new_tasks: Sequence[Task] = (),
+    train_size: int | None = None,
+    folds: int = 2,
+    repeats: int = 3,
+    max_blocks: int | None = None,
+    race: CheapScores | None = None,
+    records: str | Path | Records | None = None,
+    progress: bool | Callable[[int, int], None] = True,
+) -> pd.DataFrame:
+    """Adapts a source network to each shift with few labels, by several methods, each with its best recipe.
+
+    Corrupted images keep their classes, so that a recipe may start from the pretrained readout (`head_start="source"`),
+    and the clean test images tell what is forgotten. New classes get a new readout.
+
+    Args:
+        backbone: the source network; output i of its `source_head` is class i of the source task.
+        source_task: clean images, training and test.
+        corruptions: "name@severity" each, or several of these with "+" between them.
+        recipes: the grid that every method chooses from on the folds.
+        methods: of `SHIFT_METHODS` and `method_names()`; "stages" makes a row for each stage of the network alone, and
+            "stage 1" is one of them.
+        new_tasks: label shifts: tasks with other classes. What needs the pretrained readout is left out there.
+        train_size: labelled images; None takes all.
+        folds, records, progress: as for `Study`.
+        repeats: repetitions, each with its own labelled images and seed.
+        max_blocks, race: as for `greedy_subtuning`.
+
+    Returns:
+        Rows of `compare_methods` with test accuracy under the shift, one per shift, repetition and method, with
+        `train_size`, `shift`, `kind` ("input" or "label"), `repeat`; `clean_accuracy` on the source task's test images
+        (missing for new classes); and `steps`, the blocks in the order in which greedy chose them.
+
+    Raises:
+        ValueError: no pretrained readout of the source task's classes, no test images, an unknown method or corruption.
+
+    Source: PAPER "Distribution shift"; Lee et al. 2023 (surgical finetuning), whose claim this is to test.
+    """
+    how = {"folds": folds, "progress": progress}
+    studies = shift_studies(
+        backbone, source_task, corruptions, recipes, new_tasks, train_size, repeats, records=records, **how
+    )
+    tables = []
+    for place, study in studies:
+        found = {GREEDY: greedy_subtuning(study, max_blocks=max_blocks, race=race)} if GREEDY in methods else {}
+        clean = source_task.test if place["kind"] == INPUT else None
+        tables.append(_adapted(study, methods, found, clean, place["repeat"]).assign(**place))
+    return pd.concat(tables, ignore_index=True)
+
+
+def shift_studies(
+    backbone: Chain,
+    source_task: Task,
+    corruptions: Iterable[str],
+    recipes: Recipe | Sequence[Recipe],
+    new_tasks: Sequence[Task] = (),
+    train_size: int | None = None,
+    repeats: int = 3,
+    *,
+    records: str | Path | Records | None = None,
+    **options: Any,
+) -> Iterator[tuple[dict[str, Any], Study]]:
+    """The study of every shift and repetition, with its `shift`, `kind`, `train_size` and `repeat`.
+
+    Args and Raises: as for `shift_study`; `options` go to `Study`.
+    """
+    check_number("repeats", repeats, 1)
+    if source_task.test is None:
+        raise ValueError(f"task {source_task.name} has no test split")
+    source, wanted = with_readout_of(backbone, source_task), list(corruptions)
+    for corruption in wanted:
+        _parsed(corruption)  # a misspelt one must not wait for its turn
+    store = records if isinstance(records, Records) else Records(records or ":memory:")
+    own = list(check_recipes(recipes))
+    renewed = list(dict.fromkeys(_with_new_readout(recipe) for recipe in own))
+    for task, corruption in [(source_task, name) for name in wanted] + [(task, None) for task in new_tasks]:
+        test = task.test if corruption is None else corrupted(task.test, corruption, part=1)
+        for repeat in range(repeats):
+            small = replace(task.subset(train_size or len(task.train), seed=repeat), test=test)
+            if corruption is not None:
+                train = corrupted(small.train, corruption, part=0)
+                small = replace(small, name=f"{task.name}+{corruption}", train=train)
+            place = {"shift": corruption or task.name, "kind": INPUT if corruption else LABEL}
+            place |= {"train_size": len(small.train), "repeat": repeat}
+            how = {"seeds": (repeat,), "records": store, **options}
+            yield place, Study(source, small, own if corruption else renewed, **how)
+
+
+def corrupted(split: Split, corruption: str, part: int) -> Split:
+    """The split with its images corrupted as `load_task` does it.
+
+    Args:
+        corruption: "name@severity", or several of these with "+" between them.
+        part: 0 for training images, 1 for test images, so that their noise differs.
+    """
+    images = split.images
+    for number, (name, severity) in enumerate(_parsed(corruption)):
+        seed = 2 * number + part
+        if isinstance(images, StreamedImages):
+            images = replace(images, corruptions=(*images.corruptions, (name, severity, seed)))
+        else:
+            images = corrupt(images, name, severity, seed=seed)
+    return Split(images, split.labels)
+
+
+def stage_subsets(backbone: Chain) -> dict[str, tuple[str, ...]]:
+    """The network's stages by name, "stage 1" and so on; the first has the stem, the last a tail with weights.
+
+    Source: surgical finetuning (Lee et al. 2023), which tunes one of them.
+    """
+    found = {f"stage {number}": blocks for number, blocks in enumerate(stages(backbone.block_names), start=1)}
+    first, last = next(iter(found)), list(found)[-1]
+    found[first] = ("stem", *found[first])
+    if any(True for _ in backbone.tail.parameters()):
+        found[last] = (*found[last], "tail")
+    return found
+
+
+def shift_profiles(studies: Iterable[tuple[Mapping[str, Any], Study]]) -> dict[str, Profile]:
+    """The finetuning profile under each shift, over the folds of all repetitions; what is recorded is read.
+
+    Args:
+        studies: of `shift_studies`, for one training-set size.
+    """
+    found: dict[str, list[Profile]] = {}
+    for place, study in studies:
+        found.setdefault(place["shift"], []).append(finetuning_profile(study))
+    return {shift: _pooled(profiles) for shift, profiles in found.items()}
+
+
+def summarize_shifts(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over repetitions per training-set size, shift and method.
+
+    Args:
+        table: of `shift_study`, or several of these together.
+
+    Returns:
+        `train_size`, `shift`, `kind`, `method`, `accuracy` and `std` (under the shift, on the test images), `n`
+        (repetitions), `clean_accuracy` and `clean_std`, `fold_accuracy`, `params`, `subsets`, `trainings`, `seconds`
+        and `flops`, as means.
+    """
+    return _summary(table, [*_PLACE, "kind", "method"])
+
+
+def average_shifts(table: pd.DataFrame) -> pd.DataFrame:
+    """As `summarize_shifts`, of each repetition's mean over all corruptions; label shifts are left out.
+
+    Raises:
+        ValueError: a method that is missing under some of the corruptions.
+    """
+    rows = table[table["kind"] == INPUT]
+    shifts = rows.groupby("method")["shift"].nunique()
+    if (shifts < shifts.max()).any():
+        raise ValueError(f"{shifts.idxmin()} is there for {shifts.min()} of {shifts.max()} corruptions; it needs all")
+    numbers = ["test_accuracy", "clean_accuracy", "accuracy", "params", "subsets", "trainings", "seconds", "flops"]
+    means = rows.groupby(["train_size", "method", "repeat"], sort=False)[numbers].mean().reset_index()
+    return _summary(means, ["train_size", "method"])
+
+
+def shift_differences(table: pd.DataFrame, method: str, other: str) -> pd.DataFrame:
+    """`method_differences` under each shift, with its column `shift`."""
+    found = {shift: method_differences(rows, method, other) for shift, rows in table.groupby("shift", sort=False)}
+    return pd.concat(found, names=["shift"]).reset_index("shift").reset_index(drop=True)
+
+
+def chosen_steps(table: pd.DataFrame, block_names: Sequence[str]) -> pd.DataFrame:
+    """At which step greedy chose which block.
+
+    Args:
+        table: of `shift_study`, with the method "greedy".
+        block_names: of the backbone, from input to output.
+
+    Returns:
+        One row per training-set size, shift and block: `step`, the mean over the repetitions that chose it (from 1;
+        missing where none did), `chosen`, their number, and `n`, of all repetitions.
+
+    Raises:
+        ValueError: a table without greedy.
+    """
+    rows = table[table["method"] == GREEDY]
+    if rows.empty:
+        raise ValueError(f"the table has no method {GREEDY!r}; it has {', '.join(table['method'].unique())}")
+    found = []
+    for place, own in rows.groupby(_PLACE, sort=False):
+        for block in block_names:
+            steps = pd.Series([order.index(block) + 1 for order in own["steps"] if block in order], dtype=float)
+            found.append((*place, block, steps.mean(), len(steps), len(own)))
+    return pd.DataFrame(found, columns=[*_PLACE, "block", "step", "chosen", "n"])
+
+
+def _adapted(
+    study: Study, methods: Sequence[str], searches: Mapping[str, GreedyResult], clean: Split | None, seed: int
+) -> pd.DataFrame:
+    """One row per method in their order, for one shift and repetition; without clean images, it is a label shift."""
+    own_stages = stage_subsets(study.backbone)
+    subsets = {name: blocks for name, blocks in own_stages.items() if name in methods or STAGES in methods}
+    others = {name: _UNTRAINED[name] for name in methods if name in _UNTRAINED and clean is not None}
+    usual = [name for name in methods if name not in (*_UNTRAINED, *own_stages, STAGES, GREEDY)]
+    # Where greedy chose nothing, one block stands in as what random subsets are like.
+    chosen = next((found.blocks for found in searches.values() if found.blocks), study.block_names[:1])
+    extra = {"subsets": subsets, "others": others, "beside": clean}
+    rows = compare_methods(study, usual, searches, chosen=chosen, test=True, seed=seed, **extra)
+    steps = {name: _order(found) for name, found in searches.items()}
+    rows = rows.assign(steps=[steps.get(name) for name in rows["method"]])
+    rows["clean_accuracy"] = rows.pop("beside_accuracy") if clean is not None else float("nan")
+    order = [own for name in methods for own in (subsets if name == STAGES else [name])]
+    return rows.sort_values("method", key=lambda names: names.map(order.index), kind="stable")
+
+
+def _order(found: GreedyResult) -> tuple[str, ...]:
+    """The chosen blocks in the order in which they were chosen."""
+    rows = found.trace[found.trace["kept"] & (found.trace["round"] > 0)]
+    return tuple(rows.sort_values("round")["candidate"])
+
+
+def _parsed(corruption: str) -> list[tuple[str, int]]:
+    """(name, severity) of each. Raises ValueError for an unknown one, or none at all."""
+    _, found = parse_spec(f"images+{corruption}")
+    if not found:
+        raise ValueError(f"corruption is {corruption!r}; write name@severity, e.g. contrast@5")
+    return found
+
+
+def _with_new_readout(recipe: Recipe) -> Recipe:
+    return replace(recipe, head_start="random") if recipe.head_start == "source" else recipe
+
+
+def _pooled(profiles: Sequence[Profile]) -> Profile:
+    """One profile over the scores of all repetitions."""
+    first, scores = profiles[0], pd.concat([profile.scores for profile in profiles], ignore_index=True)
+    summary = summarize(scores).to_dict("index")  # a tuple as a key of .loc would mean several keys
+    values = pd.DataFrame([summary[blocks] for blocks in first.table["blocks"]], index=first.table.index)
+    return replace(first, table=first.table.assign(**values), scores=scores)
+
+
+def _summary(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    groups = table.groupby(by, sort=False)
+    means = {name: (name, "mean") for name in ("params", "subsets", "trainings", "seconds", "flops")}
+    return groups.agg(
+        accuracy=("test_accuracy", "mean"),
+        std=("test_accuracy", "std"),
+        n=("test_accuracy", "count"),
+        clean_accuracy=("clean_accuracy", "mean"),
+        clean_std=("clean_accuracy", "std"),
+        fold_accuracy=("accuracy", "mean"),
+        **means,
+    ).reset_index()

@@ -1,0 +1,221 @@
+"""Merged networks made ready for use: folded, packed, compiled, or written as a file for another runtime."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from subtuning_lab.inference.merge import MergedNetwork, shell
+from subtuning_lab.nets.chain import Chain
+from subtuning_lab.nets.fuse import fold_batchnorm
+from subtuning_lab.utils.validation import check_number
+
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+_SUFFIXES = (".pt2", ".onnx")
+
+
+def optimize(
+    net: nn.Module,
+    *,
+    fold: bool = True,
+    channels_last: bool = False,
+    pack: bool = False,
+    mode: str | None = None,
+    images: torch.Tensor | None = None,
+) -> nn.Module:
+    """A network that computes the same with less work; the given one stays as it is.
+
+    Args:
+        net: of `merge_tasks` or `TunedTask.network`, or a Chain.
+        fold: BatchNorm of frozen and tuned convolutions folded into them, where that leaves a part's output the same.
+        channels_last: memory layout of the convolutions' weights, and with them of the activations.
+        pack: weights of convolutions in oneDNN's own layout, which is otherwise made anew in every call; for the CPU in
+            float32. What is packed can't be moved, saved or exported.
+        mode: of `torch.compile`, which is applied where one is given. "reduce-overhead" replays CUDA graphs on a GPU;
+            the outputs of one call are then overwritten by the next.
+        images: (batch, 3, height, width) to check folded parts with, of the size that packed weights are laid out
+            for; by default two random ones of the network's size.
+
+    Raises:
+        TypeError: another kind of network.
+        ValueError: an unknown mode, or packing of what is compiled, on a GPU or not in float32.
+
+    Deviation: up to rounding, which folding changes.
+    """
+    if mode is not None and mode not in MODES:
+        raise ValueError(f"mode is {mode!r}; it must be None or one of {', '.join(MODES)}")
+    paths = _part_paths(net)
+    images = _random_images(net, 2) if images is None else images
+    ready = shell(net)
+    if fold:
+        _fold(ready, paths, images)
+    if channels_last:
+        ready = ready.to(memory_format=torch.channels_last)
+    if pack:
+        _check_packable(ready, mode)
+        _pack(ready, images)
+    return ready if mode is None else torch.compile(ready, mode=mode, fullgraph=True)
+
+
+def export_merged(
+    net: MergedNetwork,
+    path: str | Path,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    batch_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Writes a merged network as a file that runs without this package.
+
+    Args:
+        net: of `merge_tasks`, or its `optimize`d version that is neither packed nor compiled.
+        path: "name.pt2" for `torch.export.load`, "name.onnx" for ONNX runtimes. The input is called `images`; outputs
+            are a dict by task in the first case, and named like the tasks in the second.
+        image_size: height and width of the images in pixels, one number if they are equal; by default the network's
+            own. Another size is resized inside where the tasks have an `image_size`.
+        batch_size: fixed, or None for any.
+        dtype: of the images: a floating point type for [0, 1], or uint8.
+
+    Raises:
+        TypeError: no merged network.
+        ValueError: a packed one, another file name, or images of another type.
+        ImportError: ONNX without the extra `onnx`.
+    """
+    path = Path(path)
+    if not isinstance(net, MergedNetwork):
+        raise TypeError(f"net is a {type(net).__name__}; it must be a MergedNetwork, not compiled")
+    if any(isinstance(module, PackedConv2d) for module in net.modules()):
+        raise ValueError("net has packed weights, which no file can hold; export it before they are packed")
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(f'path is "{path}"; its name must end in {" or ".join(_SUFFIXES)}')
+    if dtype != torch.uint8 and not dtype.is_floating_point:
+        raise ValueError(f"dtype is {dtype}; images are torch.uint8 or floating point")
+    check_number("batch_size", batch_size, 1)
+    if path.suffix == ".onnx":
+        _require_onnx()
+    images = _random_images(net, batch_size or 2, image_size)
+    images = (images * 255 if dtype == torch.uint8 else images).to(dtype)
+    shapes = {"images": {0: torch.export.Dim("batch")} if batch_size is None else None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"unfinished.{path.name}")  # the suffix must stay the last
+    with torch.no_grad():
+        program = torch.export.export(net, (images,), dynamic_shapes=shapes)
+        if path.suffix == ".pt2":
+            torch.export.save(program, unfinished)
+        else:
+            names = {"input_names": ["images"], "output_names": list(net.output_names)}
+            torch.onnx.export(program, dynamo=True, verbose=False, **names).save(unfinished)
+    os.replace(unfinished, path)
+    return path
+
+
+class PackedConv2d(nn.Module):
+    """A convolution whose weight is in the layout that oneDNN computes with, as torch's own compiler leaves it.
+
+    Args:
+        conv: on the CPU in float32, with padding in numbers and zeros in it.
+        shape: of its usual input (batch, channels, height, width).
+    """
+
+    def __init__(self, conv: nn.Conv2d, shape: torch.Size):
+        super().__init__()
+        self.geometry = ([*conv.padding], [*conv.stride], [*conv.dilation], conv.groups)
+        plain = conv.weight.detach().to_mkldnn()
+        # No buffer: such a tensor has no storage to move, convert or write.
+        self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(plain, *self.geometry, [*shape])
+        self.bias = conv.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the convolution gives, up to rounding."""
+        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, "none", [], "")
+
+
+def _part_paths(net: nn.Module) -> list[str]:
+    """Where a network keeps the parts of chains, frozen and tuned."""
+    if isinstance(net, MergedNetwork):
+        frozen = [f"frozen.{i}" for i in net.frozen]
+        return frozen + [f"tuned.{i}.{j}" for i, parts in net.tuned.items() for j in range(len(parts))]
+    chains = {name: module for name, module in net.named_modules() if isinstance(module, Chain)}
+    if not chains:
+        raise TypeError(f"net is a {type(net).__name__}; it must be of merge_tasks or TunedTask.network, or a Chain")
+    return [
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, chain in chains.items()
+        for name in ("stem", *(f"blocks.{i}" for i in range(len(chain.blocks))), "tail")
+    ]
+
+
+def _random_images(net: nn.Module, batch_size: int, size: int | tuple[int, int] | None = None) -> torch.Tensor:
+    """Images in [0, 1] of the size and on the device that the network was made for."""
+    inner = net if hasattr(net, "input_size") else next(m for m in net.modules() if isinstance(m, Chain))
+    size = size or getattr(net, "image_size", None) or inner.input_size[1:]
+    height, width = (size, size) if isinstance(size, int) else size
+    images = torch.rand(batch_size, 3, height, width, generator=torch.Generator().manual_seed(0))
+    return images.to(inner.mean)
+
+
+def _inputs(net: nn.Module, paths: Iterable[str], images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What each of the modules takes in when the network sees the images; those that don't run are left out."""
+    inputs: dict[str, torch.Tensor] = {}
+
+    def note(path: str) -> torch.utils.hooks.RemovableHandle:
+        def hook(module: nn.Module, arguments: tuple) -> None:
+            inputs[path] = arguments[0].clone()  # the module may write into it
+
+        return net.get_submodule(path).register_forward_pre_hook(hook)
+
+    hooks = [note(path) for path in paths]
+    with torch.no_grad():
+        net(images)
+    for hook in hooks:
+        hook.remove()
+    return inputs
+
+
+def _fold(net: nn.Module, paths: list[str], images: torch.Tensor) -> None:
+    """Puts folded parts in the place of the network's own, in place."""
+    folded: dict[nn.Module, nn.Module] = {}  # a Siamese network has parts in two places
+    for path, x in _inputs(net, paths, images).items():
+        part = net.get_submodule(path)
+        if part not in folded:
+            folded[part] = fold_batchnorm(part, x)
+        net.set_submodule(path, folded[part])
+    net.eval()
+
+
+def _pack(net: nn.Module, images: torch.Tensor) -> None:
+    """Puts packed convolutions in the place of the network's own, in place."""
+    modules = dict(net.named_modules(remove_duplicate=False))
+    paths = [path for path, module in modules.items() if type(module) is nn.Conv2d and _is_plain(module)]
+    packed: dict[nn.Module, nn.Module] = {}
+    for path, x in _inputs(net, paths, images).items():
+        conv = modules[path]
+        if conv not in packed:
+            packed[conv] = PackedConv2d(conv, x.shape)
+        net.set_submodule(path, packed[conv])
+    net.eval()
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+
+
+def _check_packable(net: nn.Module, mode: str | None) -> None:
+    weight = next(net.parameters())
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        raise ValueError(f"pack is for float32 on a CPU with oneDNN; this network is {weight.dtype} on {weight.device}")
+    if mode is not None:
+        raise ValueError(f'pack and mode="{mode}" exclude each other')
+
+
+def _require_onnx() -> None:
+    for name in ("onnx", "onnxscript"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(f'ONNX needs the package {name}: pip install "subtuning-lab[onnx]"') from error

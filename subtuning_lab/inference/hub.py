@@ -1,0 +1,236 @@
+"""Tuned tasks on the Hugging Face hub, or in a folder that looks the same: the file and a model card."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import timm
+from huggingface_hub import HfApi, ModelCardData, snapshot_download
+from huggingface_hub.utils import (
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    validate_repo_id,
+)
+
+from subtuning_lab.inference.tuned_task import TunedTask, load_tuned, show_score
+from subtuning_lab.nets.chain import Chain, in_order
+from subtuning_lab.nets.registry import BUNDLED, CIFAR_PREFIX
+
+WEIGHTS_FILE, CARD_FILE = "tuned.safetensors", "README.md"
+# The hub library's releases use one of two HTTP libraries; what their errors have in common is a base of its own.
+_NETWORK_ERRORS = (OSError, *HfHubHTTPError.__bases__)
+
+
+def push_to_hub(
+    tuned: TunedTask,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool = True,
+    folder: str | Path | None = None,
+    dtype: str | None = None,
+) -> str:
+    """Uploads a tuned task and its model card to the hub.
+
+    Args:
+        tuned: what to share; the card tells its task, classes, recipe and scores.
+        repo_id: "owner/name"; made when missing.
+        token: of the account; by default the one that is logged in.
+        private: of a new repository; one that is there stays as it is.
+        folder: where to keep a copy of what is uploaded; None keeps none.
+        dtype: as for `TunedTask.save`.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        ValueError: no such form of repo_id, or what `TunedTask.save` refuses.
+        PermissionError: the account may not write there.
+        ConnectionError: the hub can't be reached, or failed.
+    """
+    _check_repo_id(repo_id)
+    with tempfile.TemporaryDirectory() as temporary:
+        written = write_repository(tuned, folder or temporary, repo_id=repo_id, dtype=dtype)
+        with _telling(repo_id, "written to"):
+            api = HfApi(token=token)
+            address = api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(
+                repo_id=repo_id,
+                folder_path=written,
+                allow_patterns=[WEIGHTS_FILE, CARD_FILE],  # the folder may hold other things
+                commit_message=f"Tuned task {_task_name(tuned)}",
+            )
+    return str(address)
+
+
+def from_hub(
+    repo_id: str | Path, backbone: Chain, *, revision: str | None = None, token: str | None = None
+) -> TunedTask:
+    """A tuned task from the hub, or from a local folder.
+
+    Args:
+        repo_id: "owner/name", or a folder that `write_repository` wrote.
+        backbone: the pretrained chain that it was tuned from.
+        revision: branch, tag or commit; by default the newest. A folder has none.
+        token: for private repositories; by default the one that is logged in.
+
+    Raises:
+        FileNotFoundError: no such repository or revision, or no tuned task in it.
+        PermissionError: the account may not read it.
+        ConnectionError: the hub can't be reached, and the repository isn't in the cache.
+        ValueError: no such form of repo_id, or what `load_tuned` refuses.
+    """
+    if str(repo_id) and Path(repo_id).is_dir():  # an empty path would be the current folder
+        if revision is not None:
+            raise ValueError(f"revision is {revision!r}, but {repo_id} is a folder, which has none")
+        folder = Path(repo_id)
+    else:
+        _check_repo_id(repo_id)
+        with _telling(repo_id, "read"):
+            folder = Path(
+                snapshot_download(repo_id, revision=revision, token=token, allow_patterns=[WEIGHTS_FILE, CARD_FILE])
+            )
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise FileNotFoundError(f"{repo_id} holds no tuned task: there is no {WEIGHTS_FILE} in it")
+    return load_tuned(folder / WEIGHTS_FILE, backbone)
+
+
+def write_repository(
+    tuned: TunedTask, folder: str | Path, *, repo_id: str = "OWNER/NAME", dtype: str | None = None
+) -> Path:
+    """Writes what a repository holds, the tuned task's file and its model card, into a folder.
+
+    Args:
+        tuned: what to share.
+        folder: made when missing; other files in it are left alone.
+        repo_id: what the card calls the repository.
+        dtype: as for `TunedTask.save`.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    path = tuned.save(folder / WEIGHTS_FILE, dtype)
+    (folder / CARD_FILE).write_text(model_card(tuned, repo_id, path.stat().st_size), encoding="utf-8")
+    return folder
+
+
+def model_card(tuned: TunedTask, repo_id: str, file_bytes: int) -> str:
+    """The model card (Markdown with YAML metadata) of a tuned task.
+
+    Args:
+        tuned: what it is about.
+        repo_id: what to load it by.
+        file_bytes: size of the file beside it.
+    """
+    name, blocks = _task_name(tuned), in_order(tuned.backbone, tuned.blocks)
+    table = {
+        "task": name,
+        "classes": f"{len(tuned.classes)}: {', '.join(tuned.classes)}",
+        "training images": tuned.provenance.get("n_train", "not recorded"),
+        "backbone": f"{tuned.backbone.name}, fingerprint {tuned.backbone.fingerprint[:12]}",
+        "tuned blocks": ", ".join(blocks) or "none (linear probing)",
+        **({"pruned blocks": ", ".join(in_order(tuned.backbone, tuned.pruned))} if tuned.pruned else {}),
+        "readout": ("frozen and tuned features (Siamese)" if tuned.siamese else "tuned features")
+        + (f", {tuned.head_depth} layers" if tuned.head_depth > 1 else ""),
+        "image size": _size(tuned),
+        "size": f"{file_bytes:,} bytes; the whole backbone takes {tuned.size_table()['backbone_bytes'].sum():,}",
+        **{name: show_score(value) for name, value in tuned.scores.items()},
+    }
+    recipe = ", ".join(f"{key} {value}" for key, value in _recipe(tuned).items())
+    sections = [
+        f"---\n{_metadata(tuned).to_yaml().strip()}\n---",
+        f"# {_cell(name)} on {tuned.backbone.name}",
+        "Some blocks of a pretrained backbone, tuned for one task, and a readout. Everything else is the backbone's "
+        "own and not in this repository.",
+        "\n".join(["| | |", "|---|---|", *(f"| {_cell(key)} | {_cell(value)} |" for key, value in table.items())]),
+        "Scores are accuracies in [0, 1]." if tuned.scores else "No scores were saved with it.",
+        f"Recipe: {recipe or 'not recorded'}.",
+        f"## Loading\n\n```python\n{_loading(tuned, repo_id)}\n```",
+        "Loading onto any other backbone is refused. "
+        "`tuned.network()` maps images (batch, 3, height, width), uint8 or float in [0, 1], to logits.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _metadata(tuned: TunedTask) -> ModelCardData:
+    return ModelCardData(
+        library_name="subtuning-lab",
+        pipeline_tag="image-classification",
+        tags=["subtuning-lab", "subtuning", "image-classification"],
+        backbone=tuned.backbone.name,
+        backbone_fingerprint=tuned.backbone.fingerprint,
+        task=_task_name(tuned),
+        classes=list(tuned.classes),
+        blocks=list(in_order(tuned.backbone, tuned.blocks)),
+        siamese=tuned.siamese,
+        recipe=_recipe(tuned),
+        scores=dict(tuned.scores),
+    )
+
+
+def _loading(tuned: TunedTask, repo_id: str) -> str:
+    """The lines that load a tuned task."""
+    name = tuned.backbone.name
+    by_name = name in BUNDLED or name.startswith(CIFAR_PREFIX) or timm.is_model(name.split(".")[0])
+    backbone = f"lab.load_backbone({json.dumps(name)})" if by_name else f"...  # your own Chain, {_cell(name)}"
+    return f'import subtuning_lab as lab\nbackbone = {backbone}\ntuned = lab.from_hub("{repo_id}", backbone)'
+
+
+def _recipe(tuned: TunedTask) -> dict[str, object]:
+    recipe = tuned.provenance.get("recipe")
+    return {key: value for key, value in recipe.items() if value is not None} if isinstance(recipe, dict) else {}
+
+
+def _size(tuned: TunedTask) -> str:
+    if tuned.image_size is not None:
+        return f"{tuned.image_size} pixels"
+    trained = "; {} x {} pixels in training".format(*tuned.pixels) if tuned.pixels else ""
+    return f"as the images are{trained}"
+
+
+def _task_name(tuned: TunedTask) -> str:
+    return str(tuned.provenance.get("task", "a task"))
+
+
+def _cell(value: object) -> str:
+    """A value as one line that can't break a Markdown table."""
+    return re.sub(r"\s+", " ", str(value)).replace("|", "\\|")
+
+
+def _check_repo_id(repo_id: object) -> None:
+    try:
+        validate_repo_id(repo_id)
+        good = repo_id.count("/") == 1
+    except HFValidationError:
+        good = False
+    if not good:
+        raise ValueError(
+            f'repo_id is {str(repo_id)!r}; it must be "owner/name" out of letters, digits, "-", "_" and ".", '
+            "or, for loading, a folder that is there"
+        )
+
+
+@contextmanager
+def _telling(repo_id: str, what: str) -> Iterator[None]:
+    """Turns the hub's many errors into ones that name the repository."""
+    try:
+        yield
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{repo_id} can't be {what}: the hub has no such repository, or it is private; give a token"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"{repo_id} can't be {what}: it has no such revision") from error
+    except _NETWORK_ERRORS as error:
+        refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
+        kind = PermissionError if refused else ConnectionError
+        told = "the hub refuses this account" if refused else "the hub can't be reached"
+        raise kind(f"{repo_id} can't be {what}: {told} ({type(error).__name__}: {error})") from error

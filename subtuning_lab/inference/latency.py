@@ -1,0 +1,255 @@
+"""How long a network takes: medians after a warm-up, and networks compared side by side in one run."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import chain
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from subtuning_lab.utils.validation import check_number
+
+_CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one forward pass.
+
+    Args:
+        median: over the runs, in ms.
+        q25, q75: quartiles, in ms.
+        n: timed runs; those of the warm-up don't count.
+        batch_size: images of one pass.
+        device: kind of device, "cpu" or "cuda".
+        precision: of the network's weights, e.g. "float32".
+        threads: of torch on the CPU.
+    """
+
+    median: float
+    q25: float
+    q75: float
+    n: int
+    batch_size: int
+    device: str
+    precision: str
+    threads: int
+
+    @property
+    def iqr(self) -> float:
+        """The spread of the middle half of the runs, in ms."""
+        return self.q75 - self.q25
+
+    def __str__(self) -> str:
+        threads = f", threads {self.threads}" if self.device == "cpu" else ""
+        spread = f"{self.median:.3f} ms (IQR {self.iqr:.3f}, n = {self.n})"
+        return f"{spread}, batch {self.batch_size}, {self.precision}, {self.device}{threads}"
+
+
+def measure_latency(
+    net: nn.Module,
+    image_size: int | tuple[int, int] = 224,
+    batch_size: int = 1,
+    *,
+    runs: int = 100,
+    warmup: int = 10,
+    device: str | torch.device | None = None,
+    threads: int | None = None,
+    clock: str = "wall",
+) -> Latency:
+    """Times a network's forward pass on random images in [0, 1], in inference mode.
+
+    Args:
+        net: takes images (batch, 3, height, width); its train or eval mode is left as it is.
+        image_size: height and width in pixels, one number if they are equal.
+        batch_size: images of one pass.
+        runs, warmup: passes that are timed, and before them passes that are not.
+        device: by default the network's own; for another one a copy is measured.
+        threads: of torch on the CPU while measuring; by default as they are.
+        clock: "wall" for the time that passes, or "cpu" for the time that this process computes, all threads together:
+            with one thread the same on a quiet machine, and hardly another one on a busy machine. Only for a CPU.
+
+    Raises:
+        TypeError, ValueError: wrong arguments.
+
+    Source: PAPER "Efficient Multi-Task Inference", which measures batch 1 at 224 x 224 in float32.
+    """
+    times = _alternating({"": net}, image_size, batch_size, runs, warmup, device, threads, clock)
+    return _latency(net, times[""], batch_size, device, threads)
+
+
+def compare_latency(
+    nets: Mapping[str, nn.Module],
+    image_size: int | tuple[int, int] = 224,
+    batch_size: int = 1,
+    *,
+    runs: int = 100,
+    warmup: int = 10,
+    device: str | torch.device | None = None,
+    threads: int | None = None,
+    clock: str = "wall",
+) -> pd.DataFrame:
+    """Times several networks in turns, one pass each, so that a busy moment of the machine meets all of them.
+
+    Args:
+        nets: name -> network; ratios are to the first one.
+        image_size, batch_size, runs, warmup, device, threads, clock: as in `measure_latency`; runs of each network.
+
+    Returns:
+        One row a network, by `name`: `median_ms`, `q25_ms`, `q75_ms`; `ratio` (median over the rounds of its time to
+        the first network's of the same round), `ratio_q25`, `ratio_q75`; `n`, `batch_size`, `device`, `precision`,
+        `threads`.
+
+    Raises:
+        TypeError, ValueError: wrong arguments.
+    """
+    if not isinstance(nets, Mapping) or not nets:
+        raise ValueError(f"nets is {nets!r}; it must be a mapping with at least 1 network")
+    times = _alternating(nets, image_size, batch_size, runs, warmup, device, threads, clock)
+    first, rows = times[next(iter(nets))], {}
+    for name, net in nets.items():
+        row = asdict(_latency(net, times[name], batch_size, device, threads))
+        ratios = np.quantile(times[name] / first, (0.5, 0.25, 0.75))
+        rows[name] = {
+            **{f"{key}_ms": row.pop(key) for key in ("median", "q25", "q75")},
+            **dict(zip(("ratio", "ratio_q25", "ratio_q75"), ratios, strict=True)),
+            **row,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
+
+
+class OneAfterAnother(nn.Module):
+    """Several networks on the same images, one after another: what merging is compared with.
+
+    Args:
+        networks: name -> network, each images -> logits.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module]):
+        super().__init__()
+        self.names, self.networks = tuple(networks), nn.ModuleList(networks.values())
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The logits of each network by name."""
+        return {name: network(images) for name, network in zip(self.names, self.networks, strict=True)}
+
+
+def _alternating(
+    nets: Mapping[str, nn.Module],
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    runs: int,
+    warmup: int,
+    device: str | torch.device | None,
+    threads: int | None,
+    clock: str,
+) -> dict[str, np.ndarray]:
+    """Milliseconds of every run by network; run i of one is next to run i of the others."""
+    _check(nets, image_size, batch_size, runs, warmup, threads)
+    _check_clock(nets, device, clock)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    images = torch.rand(batch_size, 3, height, width, generator=torch.Generator().manual_seed(0))
+    ready = {name: _on(device, net) for name, net in nets.items()}
+    inputs = {name: images.to(_device(net), _dtype(net)) for name, net in ready.items()}
+    times: dict[str, list[float]] = {name: [] for name in nets}
+    names = list(nets)
+    with torch.inference_mode(), _threads(threads):
+        for run in range(-warmup, runs):
+            turn = run % len(names)  # nobody is always the first of a round
+            for name in names[turn:] + names[:turn]:
+                elapsed = _timed(ready[name], inputs[name], _CLOCKS[clock])
+                if run >= 0:
+                    times[name].append(elapsed)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def _on(device: str | torch.device | None, net: nn.Module) -> nn.Module:
+    stays = device is None or torch.device(device) == _device(net)
+    return net if stays else copy.deepcopy(net).to(device)
+
+
+def _timed(net: nn.Module, images: torch.Tensor, clock: Callable[[], float]) -> float:
+    """Milliseconds of one pass, all work on the device included."""
+    if images.device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize(images.device)
+        start.record()
+        net(images)
+        end.record()
+        torch.cuda.synchronize(images.device)
+        return start.elapsed_time(end)
+    begin = clock()
+    net(images)
+    return 1e3 * (clock() - begin)
+
+
+def _latency(
+    net: nn.Module, times: np.ndarray, batch_size: int, device: str | torch.device | None, threads: int | None
+) -> Latency:
+    median, q25, q75 = (float(value) for value in np.quantile(times, (0.5, 0.25, 0.75)))
+    kind = _device(net).type if device is None else torch.device(device).type
+    precision = str(_dtype(net)).removeprefix("torch.")
+    return Latency(median, q25, q75, len(times), batch_size, kind, precision, threads or torch.get_num_threads())
+
+
+def _floating(net: nn.Module) -> torch.Tensor:
+    """The first floating point weight, which tells device and precision; images stay as they are without one."""
+    tensors = chain(net.parameters(), net.buffers())
+    return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
+
+
+def _device(net: nn.Module) -> torch.device:
+    return _floating(net).device
+
+
+def _dtype(net: nn.Module) -> torch.dtype:
+    return _floating(net).dtype
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check(
+    nets: Mapping[str, nn.Module],
+    image_size: int | tuple[int, int],
+    batch_size: int,
+    runs: int,
+    warmup: int,
+    threads: int | None,
+) -> None:
+    for name, net in nets.items():
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"{name or 'net'} is a {type(net).__name__}; it must be a torch.nn.Module")
+    sides = image_size if isinstance(image_size, tuple) else (image_size,)
+    if None in (*sides, batch_size, runs, warmup):
+        raise TypeError("image_size, batch_size, runs and warmup must be integers, got None")
+    if len(sides) not in (1, 2):
+        raise ValueError(f"image_size is {image_size}; it must be one number or (height, width)")
+    for side in sides:
+        check_number("image_size", side, 1)
+    for name, value, low in (("batch_size", batch_size, 1), ("runs", runs, 1), ("warmup", warmup, 0)):
+        check_number(name, value, low)
+    check_number("threads", threads, 1)
+
+
+def _check_clock(nets: Mapping[str, nn.Module], device: str | torch.device | None, clock: str) -> None:
+    if clock not in _CLOCKS:
+        raise ValueError(f"clock is {clock!r}; it must be one of {', '.join(_CLOCKS)}")
+    used = {_device(net).type if device is None else torch.device(device).type for net in nets.values()}
+    if clock == "cpu" and used != {"cpu"}:
+        raise ValueError(f'clock="cpu" is for networks on the CPU, not on {", ".join(sorted(used - {"cpu"}))}')

@@ -1,0 +1,192 @@
+"""One network for many tasks: the frozen trunk once, forks where tasks differ, one batch axis where they share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+from torch import nn
+
+from subtuning_lab.data.augment import resize_to
+from subtuning_lab.inference.schedule import TRUNK, plan_rows
+from subtuning_lab.inference.tuned_task import TunedTask
+from subtuning_lab.nets.chain import Chain
+from subtuning_lab.nets.narrow import narrowed
+
+ORIGINAL = "original"
+
+
+class MergedNetwork(nn.Module):
+    """Images to the logits of every task, all in eval mode for good.
+
+    Frozen weights are the backbone's own tensors, tuned ones those of the tasks: nothing is copied until the network
+    is moved or converted. Don't train the backbone in place while it is in use.
+
+    Args:
+        backbone, tasks, keep_original: of `merge_tasks`, which checks them.
+    """
+
+    def __init__(self, backbone: Chain, tasks: Mapping[str, TunedTask], keep_original: bool = True):
+        super().__init__()
+        siamese = frozenset(name for name, task in tasks.items() if task.siamese)
+        subsets = {name: task.blocks for name, task in tasks.items()}
+        self.schedule = plan_rows(backbone.part_names, subsets, keep_original, siamese)
+        self.image_size = next(iter(tasks.values())).image_size
+        self.input_size, self.num_features = backbone.input_size, backbone.num_features
+        parts = [shell(part) for part in backbone.parts]
+        self._in_place = _examine(backbone, parts, self.image_size)
+        #: position of a part -> the frozen part, where anybody goes through it
+        self.frozen = nn.ModuleDict({str(i): parts[i] for i, step in enumerate(self.schedule.steps) if step.shared})
+        #: position of a part -> the tuned parts of the tasks in `schedule.steps[position].tuned`
+        self.tuned = nn.ModuleDict()
+        for i, step in enumerate(self.schedule.steps):
+            if step.tuned:
+                self.tuned[str(i)] = nn.ModuleList(
+                    narrowed(parts[i], tasks[name].weights[step.part]) for name in step.tuned
+                )
+        self.heads = nn.ModuleList(_head(task, backbone) for task in tasks.values())
+        if keep_original:
+            self.original = nn.Identity() if backbone.source_head is None else shell(backbone.source_head)
+        self.register_buffer("mean", backbone.mean, persistent=False)
+        self.register_buffer("std", backbone.std, persistent=False)
+        self.train()
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The keys of what `forward` returns, in this order."""
+        return (ORIGINAL,) * self.schedule.keep_original + tuple(self.schedule.subsets)
+
+    def rows_table(self) -> pd.DataFrame:
+        """The schedule as a table, see `Schedule.table`."""
+        return self.schedule.table()
+
+    def train(self, mode: bool = True) -> MergedNetwork:
+        """Stays in eval mode whatever is asked, so that no statistics can drift and no dropout draws."""
+        self._all = tuple(self.modules())
+        return super().train(False)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits (batch, classes) by task name, and "original", of images (batch, 3, height, width).
+
+        Images are uint8 or float in [0, 1]; normalization and resizing are inside.
+        """
+        if not torch.compiler.is_compiling():
+            for module in self._all:  # somebody may have called train() of a part
+                if module.training:
+                    module.training = False
+        batch, tensors = images.shape[0], [self._prepared(images)]
+        for i, step in enumerate(self.schedule.steps):
+            outputs = []
+            if step.shared:
+                pieces = [rows.of(tensors, batch) for rows in step.inputs]
+                x = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+                outputs.append(self.frozen[str(i)](self._own(i, x)))
+            if step.tuned:
+                for part, rows in zip(self.tuned[str(i)], step.own_inputs, strict=True):
+                    outputs.append(part(self._own(i, rows.of(tensors, batch))))
+            tensors = outputs
+        return self._logits(tensors, batch)
+
+    def _prepared(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.to(self.mean.dtype) / (255 if images.dtype == torch.uint8 else 1)
+        return (resize_to(images, self.image_size) - self.mean) / self.std
+
+    def _own(self, position: int, x: torch.Tensor) -> torch.Tensor:
+        """The input of a part, copied where the part would change it."""
+        return x.clone() if position in self._in_place else x
+
+    def _logits(self, tensors: list[torch.Tensor], batch: int) -> dict[str, torch.Tensor]:
+        features = {member: rows.of(tensors, batch) for member, rows in self.schedule.features.items()}
+        logits = {ORIGINAL: self.original(features[TRUNK])} if self.schedule.keep_original else {}
+        for task, head in zip(self.schedule.subsets, self.heads, strict=True):
+            h = features[task] if task in features else features[TRUNK]
+            logits[task] = head(torch.cat([features[TRUNK], h], dim=1) if task in self.schedule.siamese else h)
+        return logits
+
+
+def merge_tasks(backbone: Chain, tasks: Mapping[str, TunedTask], keep_original: bool = True) -> MergedNetwork:
+    """One network that gives what the separate networks `TunedTask.network()` of many tasks give.
+
+    The trunk runs once, and ends where nobody needs it. A task forks at its first tuned part; from then on all rows
+    that use the same frozen part go through it together on the batch axis: at most one row a task and one more.
+
+    Args:
+        backbone: the chain that all tasks were tuned from.
+        tasks: name -> tuned task, any subsets of parts; those that tune nothing share the frozen features.
+        keep_original: adds "original": the logits of the backbone's `source_head`, or, where it has none, the frozen
+            features themselves.
+
+    Raises:
+        TypeError: no Chain, or a task that is no TunedTask.
+        ValueError: no tasks; a task of another backbone, or of images of another size, or named "original"; a part
+            that mixes the images of a batch.
+
+    Source: PAPER "Efficient Multi-Task Inference", here for any number of tasks and any subsets.
+    """
+    if not isinstance(backbone, Chain):
+        raise TypeError(f"backbone is a {type(backbone).__name__}; it must be a Chain")
+    if not tasks:
+        raise ValueError("tasks is empty; give at least 1 tuned task")
+    if keep_original and ORIGINAL in tasks:
+        raise ValueError('a task is named "original", which is the pretrained output; rename it or keep_original=False')
+    _check_tasks(backbone, tasks)
+    return MergedNetwork(backbone, tasks, keep_original)
+
+
+def shell(module: nn.Module) -> nn.Module:
+    """A copy of the modules around the same weights, frozen and in eval mode; it takes next to no memory."""
+    memo = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
+    return copy.deepcopy(module, memo | {id(buffer): buffer for buffer in module.buffers()}).eval()
+
+
+def _examine(backbone: Chain, parts: list[nn.Module], image_size: int | None) -> frozenset[int]:
+    """Positions of parts that write into their input; raises where an image's output depends on its neighbours."""
+    size = backbone.input_size[1:] if image_size is None else (image_size, image_size)
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(backbone.mean)
+    in_place = set()
+    with torch.no_grad():
+        for position, (name, part) in enumerate(zip(backbone.part_names, parts, strict=True)):
+            x = x.clone()
+            first, before = x[:1].clone(), x._version
+            output = part(x)
+            if x._version > before:
+                in_place.add(position)
+            # Rounding is coarse in TF32; BatchNorm without running statistics is off by the size of the output.
+            if (part(first) - output[:1]).abs().amax() > 1e-2 * output.abs().amax():
+                raise ValueError(f"{name} of {backbone.name} mixes the images of a batch; its rows can't be merged")
+            x = output
+    return frozenset(in_place)
+
+
+def _head(task: TunedTask, backbone: Chain) -> nn.Module:
+    return narrowed(task.empty_head().to(backbone.mean).requires_grad_(False), task.weights["head"])
+
+
+def _check_tasks(backbone: Chain, tasks: Mapping[str, TunedTask]) -> None:
+    prints: dict[int, str] = {id(backbone): ""}  # most tasks hold the very same chain
+    first = next(iter(tasks))
+    for name, task in tasks.items():
+        if not isinstance(task, TunedTask):
+            raise TypeError(f'task "{name}" is a {type(task).__name__}; it must be a TunedTask')
+        if id(task.backbone) not in prints:
+            prints[id(backbone)] = prints[id(backbone)] or backbone.fingerprint
+            prints[id(task.backbone)] = task.backbone.fingerprint
+        if prints[id(task.backbone)] != prints[id(backbone)]:
+            raise ValueError(
+                f'task "{name}" was tuned from {task.backbone.name} with fingerprint '
+                f"{prints[id(task.backbone)][:12]}; this backbone is {backbone.name} with {prints[id(backbone)][:12]}"
+            )
+        if task.image_size != tasks[first].image_size:
+            raise ValueError(
+                f'task "{name}" has image_size {task.image_size}, task "{first}" has {tasks[first].image_size}; '
+                "merged tasks see the same images"
+            )
+    trained = {task.pixels: name for name, task in tasks.items() if task.pixels}
+    if len(trained) > 1:
+        told = ", ".join(f'"{name}" {height} x {width}' for (height, width), name in trained.items())
+        raise ValueError(
+            f"tasks were trained on images of different sizes in pixels: {told}; merged tasks see the same images, so "
+            "tune them with one image_size in their recipes"
+        )

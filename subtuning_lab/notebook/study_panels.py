@@ -1,0 +1,196 @@
+"""Panels for notebooks: choose a study, tick blocks, train what is ticked, browse finished profiles.
+
+Every panel shows itself as the last value of a cell. Live, its widgets answer at once; in a saved notebook or an HTML
+page its picture stands for it. Nothing is trained but by a Train button or `.train()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+
+from subtuning_lab.data.corruptions.registry import corruption_names
+from subtuning_lab.data.load import GENERATED
+from subtuning_lab.data.task import Task, load_task
+from subtuning_lab.nets.chain import Chain
+from subtuning_lab.nets.registry import BUNDLED, load_backbone
+from subtuning_lab.notebook.block_panels import BlockPanel, TrainPanel
+from subtuning_lab.notebook.panel import Panel, Picture, draw, network_width, profile_width
+from subtuning_lab.plots.profiles import plot_examples, plot_network, plot_profile, share_limits
+from subtuning_lab.search.profiles import Profile
+from subtuning_lab.study.study import Study
+
+CLEAN = "none"
+_EXAMPLES_PER_CLASS = 3
+
+
+def choose_study(
+    backbones: Sequence[str] = tuple(BUNDLED),
+    tasks: Sequence[str] = ("digits", *GENERATED),
+    *,
+    train_size: int = 200,
+    max_train_size: int = 1000,
+) -> StudyPanel:
+    """Choose backbone, task, corruption and number of training images, and see examples and the network.
+
+    The choice is in `.backbone`, `.task` and `.train_size`, plain values to build a `Study` from in a cell below.
+
+    Args:
+        backbones: names for `load_backbone`; only their architecture is drawn.
+        tasks: names for `load_task`, without corruptions.
+        train_size: training images at first.
+        max_train_size: the slider's end.
+    """
+    return StudyPanel(backbones, tasks, train_size, max_train_size)
+
+
+def tick_blocks(study: Study, blocks: Iterable[str] = ()) -> BlockPanel:
+    """Tick parts on a picture of the network, and see tuned parameters and FLOPs change; `.blocks` is the choice.
+
+    Args:
+        study: whose backbone is shown; nothing is trained.
+        blocks: names of the parts that are ticked at first.
+    """
+    return BlockPanel(study, blocks)
+
+
+def train_ticked(study: Study, profile: Profile, blocks: Iterable[str] = ()) -> TrainPanel:
+    """Tick parts, train them with a button, and see the subset land in the profile figure.
+
+    Args:
+        study: trains and records the subset.
+        profile: finished, of the same study.
+        blocks: names of the parts that are ticked at first.
+    """
+    return TrainPanel(study, profile, blocks)
+
+
+def browse_profile(profiles: Mapping[str | int, Profile | pd.DataFrame], name: str = "profile") -> ProfilePanel:
+    """Look through finished profiles; a slider where their names are numbers, else a list.
+
+    Args:
+        profiles: name -> `Profile`, or a table like `Profile.table`; all share one accuracy axis.
+        name: what the names stand for, e.g. "window".
+
+    Raises:
+        ValueError: no profiles.
+    """
+    return ProfilePanel(profiles, name)
+
+
+class StudyPanel(Panel):
+    """See `choose_study`."""
+
+    def __init__(self, backbones: Sequence[str], tasks: Sequence[str], train_size: int, max_train_size: int):
+        wide = {"style": {"description_width": "110px"}, "layout": widgets.Layout(width="360px")}
+        self.backbone_choice = widgets.Dropdown(options=list(backbones), description="backbone", **wide)
+        self.task_choice = widgets.Dropdown(options=list(tasks), description="task", **wide)
+        self.corruption_choice = widgets.Dropdown(
+            options=[CLEAN, *corruption_names()], description="corruption", **wide
+        )
+        self.severity_choice = widgets.IntSlider(3, 1, 5, description="severity", disabled=True, **wide)
+        self.size_choice = widgets.IntSlider(
+            train_size, 20, max_train_size, 20, description="training images", continuous_update=False, **wide
+        )
+        choices = [self.backbone_choice, self.task_choice, self.size_choice]
+        shift = [self.corruption_choice, self.severity_choice]
+        self.examples, self.network = Picture(), Picture()
+        rows = widgets.HBox([widgets.VBox(choices), widgets.VBox(shift)])
+        super().__init__(rows, self.examples, self.network)
+        for choice in (*choices, *shift):
+            choice.observe(self.shows_errors(self._redraw), "value")
+        self._redraw()
+
+    @property
+    def backbone(self) -> str:
+        """For `load_backbone`."""
+        return self.backbone_choice.value
+
+    @property
+    def task(self) -> str:
+        """For `load_task`, with its corruption."""
+        corruption = self.corruption_choice.value
+        suffix = "" if corruption == CLEAN else f"+{corruption}@{self.severity_choice.value}"
+        return self.task_choice.value + suffix
+
+    @property
+    def train_size(self) -> int:
+        """For `load_task`."""
+        return self.size_choice.value
+
+    @property
+    def facts(self) -> str:
+        return f"{self.backbone} on {self.task}, {self.train_size} training images"
+
+    def _redraw(self, change: object = None) -> None:
+        self.severity_choice.disabled = self.corruption_choice.value == CLEAN
+        self.say("")
+        task, backbone = _load_task(self.task, self.train_size), _architecture(self.backbone)
+        self.examples.show(draw(lambda ax: _paint_task(ax, task), 9.0, 3.1))
+        counts = [sum(p.numel() for p in part.parameters()) for part in backbone.parts]
+        width = network_width(backbone.part_names)
+        self.network.show(draw(lambda ax: plot_network(backbone.part_names, (), counts, ax), width, 1.7))
+
+
+class ProfilePanel(Panel):
+    """See `browse_profile`."""
+
+    def __init__(self, profiles: Mapping[str | int, Profile | pd.DataFrame], name: str):
+        if not profiles:
+            raise ValueError("profiles is empty; give at least one finished profile")
+        self.profiles = {str(key): _as_profile(str(key), profile) for key, profile in profiles.items()}
+        numbers = not any(isinstance(key, str) for key in profiles)
+        kind = widgets.SelectionSlider if numbers and len(profiles) > 1 else widgets.Dropdown
+        self.choice = kind(options=list(self.profiles), description=name, style={"description_width": "initial"})
+        self.figure = Picture()
+        super().__init__(self.choice, self.figure)
+        self.choice.observe(self.shows_errors(self._redraw), "value")
+        self._redraw()
+
+    @property
+    def profile(self) -> Profile:
+        """The one that is shown."""
+        return self.profiles[self.choice.value]
+
+    @property
+    def facts(self) -> str:
+        return f"{self.choice.description} {self.choice.value}: best {' + '.join(self.profile.best())}"
+
+    def _redraw(self, change: object = None) -> None:
+        tables = [profile.table for profile in self.profiles.values()]
+        width = profile_width(max(map(len, tables)) - 2)
+        self.figure.show(draw(lambda ax: share_limits(plot_profile(self.profile, ax=ax), tables), width, 4.4))
+
+
+def _as_profile(name: str, profile: Profile | pd.DataFrame) -> Profile:
+    if isinstance(profile, Profile):
+        return profile
+    blocks = profile.loc[profile["kind"] == "blocks", "blocks"]
+    return Profile(profile, profile.iloc[:0], int(blocks.map(len).max()), name)
+
+
+def _paint_task(ax: Axes, task: Task) -> None:
+    labels = task.train.labels.numpy()
+    rows = np.concatenate([np.flatnonzero(labels == k)[:_EXAMPLES_PER_CLASS] for k in range(task.num_classes)])
+    examples = task.train.take(torch.from_numpy(rows))
+    images = examples.images[:].permute(0, 2, 3, 1).cpu().numpy()
+    plot_examples(images, examples.labels.numpy(), task.classes, _EXAMPLES_PER_CLASS, ax)
+    ax.set_title(f"{task.name}: {len(labels)} training images, {task.num_classes} classes", fontsize=10)
+
+
+@lru_cache(maxsize=16)
+def _load_task(spec: str, train_size: int) -> Task:
+    # The test images are not shown; of a generated task a few are quicker to draw than all.
+    test_size = 20 if spec.partition("+")[0] in GENERATED else None
+    return load_task(spec, train_size=train_size, test_size=test_size, progress=False)
+
+
+@lru_cache(maxsize=16)
+def _architecture(name: str) -> Chain:
+    return load_backbone(name, weights="random")

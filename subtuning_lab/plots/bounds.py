@@ -1,0 +1,155 @@
+"""Figures of bounds: their terms as stacked bars, and what they say beside what was measured. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from subtuning_lab.plots.profiles import BLUE, GREEN, GREY, LIGHT, ORANGE, PALE_BLUE, PURPLE
+
+_TERMS = {
+    "empirical error": GREY,
+    "Monte Carlo": "#111111",
+    "complexity": BLUE,
+    "price of selection": ORANGE,
+    "price of the grids": "#E69F00",
+    "confidence": LIGHT,
+}
+_OTHERS = (PURPLE, GREEN, PALE_BLUE)
+_KINDS = {"linear probing": (GREEN, "s"), "greedy": (PURPLE, "*"), "full finetuning": (ORANGE, "D")}
+_ORDINARY = (BLUE, "o")
+
+
+def plot_terms(table: pd.DataFrame, limit: float | None = None, ax: Axes | None = None) -> Axes:
+    """Each bound as a stacked bar of its terms, with its value, and the line from which on a bound is vacuous.
+
+    Args:
+        table: of `bound_table`.
+        limit: where the axis ends, above 0; longer bars are cut there and say so. None shows all bars whole.
+        ax: where to draw; a new figure by default.
+
+    Returns:
+        The axes: bounds from top to bottom in the table's order.
+
+    Raises:
+        ValueError: an empty table, or a limit that is not above 0.
+    """
+    if table.empty:
+        raise ValueError("the table has no bounds to plot")
+    if limit is not None and not 0 < limit < np.inf:
+        raise ValueError(f"limit is {limit}; it must be a number above 0")
+    names = list(dict.fromkeys(table["bound"]))
+    if ax is None:
+        _, ax = plt.subplots(figsize=(9.0, 1.5 + 0.5 * len(names)), layout="constrained")
+    end = limit or max(1.0, float(table["value"].max()))
+    left = dict.fromkeys(names, 0.0)
+    for (term, rows), colour in zip(table.groupby("term", sort=False), _colours(table), strict=True):
+        starts = [min(left[name], end) for name in rows["bound"]]
+        left |= {name: left[name] + amount for name, amount in zip(rows["bound"], rows["amount"], strict=True)}
+        widths = [min(left[name], end) - start for name, start in zip(rows["bound"], starts, strict=True)]
+        ax.barh(rows["bound"], widths, left=starts, color=colour, label=term, height=0.62)
+    _write_values(ax, table, names, end)
+    ax.axvline(1, color="black", linestyle="--", linewidth=1.2)
+    ax.text(1, -0.62, " vacuous from here on", fontsize=8.5, ha="left" if end > 1.5 else "right", va="center")
+    ax.set(xlim=(0, 1.28 * end), ylim=(len(names) - 0.5, -0.8), xlabel=_measured(table))
+    ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, frameon=False, fontsize=9)
+    sns.despine(ax=ax)
+    return ax
+
+
+def plot_against_gap(
+    table: pd.DataFrame,
+    column: str,
+    *,
+    measured: str = "gap",
+    spread: str | None = None,
+    correlation: Mapping[str, float] | None = None,
+    name_points: Sequence[str] = (),
+    name: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """What a bound says of each subset against what was measured, on a logarithmic axis for the bound.
+
+    Args:
+        table: one row a subset, with `label` ("linear probing", "greedy" and "full finetuning" stand out).
+        column: of the bound's values, above 0; rows without one are left out.
+        measured: column of the measured gap, or error.
+        spread: column of its standard deviation, for error bars; missing values draw none.
+        correlation: `spearman`, `low`, `high` and `n` for the title: the rank correlation, its interval and how many
+            subsets it is of, as in a row of `rank_correlations`.
+        name_points: labels to write beside their points; the three that stand out always have theirs in the legend.
+        name: of the bound, for the title; its column's by default.
+        ax: where to draw; a new figure by default.
+
+    Raises:
+        ValueError: no subset has a bound above 0.
+    """
+    rows = table[table[column] > 0]
+    if rows.empty:
+        raise ValueError(f"no subset has a {column} above 0")
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5.6, 4.4), layout="constrained")
+    for label, x, y, std in zip(
+        rows["label"],
+        rows[column],
+        rows[measured],
+        rows[spread] if spread else [np.nan] * len(rows),
+        strict=True,
+    ):
+        colour, marker = _KINDS.get(label, _ORDINARY)
+        known = label if label in _KINDS else "single blocks"
+        seen = known in ax.get_legend_handles_labels()[1]
+        yerr = None if np.isnan(std) else std
+        ax.errorbar(x, y, yerr, fmt=marker, color=colour, ms=8, capsize=3, alpha=0.9, label=None if seen else known)
+        if label in name_points:
+            ax.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    ax.set_xscale("log")
+    if rows[column].min() < 1 < rows[column].max():
+        ax.axvline(1, color="black", linestyle="--", linewidth=1.0)
+    ax.set(xlabel="value of the bound", ylabel=measured)
+    ax.set_title(f"{name or column}: {len(rows)} subsets{_correlated(correlation)}", fontsize=10)
+    ax.legend(frameon=False, fontsize=8.5)
+    sns.despine(ax=ax)
+    return ax
+
+
+def _correlated(correlation: Mapping[str, float] | None) -> str:
+    if correlation is None:
+        return ""
+    rho, low, high = (float(correlation[name]) for name in ("spearman", "low", "high"))
+    if np.isnan(rho):
+        return "\nno rank correlation: one side is constant"
+    return f"\nrank correlation {rho:+.2f}, interval {low:+.2f} to {high:+.2f}, n = {correlation['n']}"
+
+
+def _colours(table: pd.DataFrame) -> list[str]:
+    """One colour a term, in the order of first appearance; the known terms keep theirs in every figure."""
+    others = iter(_OTHERS * len(table))
+    return [_TERMS.get(term) or next(others) for term in dict.fromkeys(table["term"])]
+
+
+def _write_values(ax: Axes, table: pd.DataFrame, names: Sequence[str], end: float) -> None:
+    values = table.drop_duplicates("bound").set_index("bound")
+    for place, name in enumerate(names):
+        value = values.loc[name, "value"]
+        says = f"{value:.3g}" + (" (vacuous)" if values.loc[name, "vacuous"] else "")
+        ax.annotate(
+            ("... " if value > end else "") + says,
+            (min(value, end), place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            bbox={"fc": "white", "ec": "none", "pad": 0.5},  # so that the line at 1 does not cross the digits
+        )
+
+
+def _measured(table: pd.DataFrame) -> str:
+    kinds = " or ".join(dict.fromkeys(table["of"]))
+    confidence = ", ".join(f"{value:.0%}" for value in dict.fromkeys(table["confidence"]))
+    return f"bound on the {kinds}, with confidence {confidence}"

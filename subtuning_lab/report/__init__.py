@@ -1,0 +1,11 @@
+"""Batches of notebooks by papermill, and the page that shows them all."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "run": ["reproduce"],
+        "page": ["machine_line", "write_section"],
+    },
+)

@@ -1,0 +1,232 @@
+"""Gradient features of a chain: squared norms per image and part, exactly or by random directions."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TypeVar
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from subtuning_lab.data.augment import resize_to, seeded
+from subtuning_lab.engine.job import fast_layout
+from subtuning_lab.engine.memory import bytes_per_candidate, free_bytes
+from subtuning_lab.nets.chain import Chain, set_trainable
+from subtuning_lab.theory.per_image import norms_backward, plans_of, trace_parts
+from subtuning_lab.utils.validation import as_images, as_integers, check_labels, check_number
+
+Result = TypeVar("Result")
+
+METHODS: tuple[str, ...] = ("exact", "random", "loss")
+_MOST_ROWS = 320  # images times directions of a chunk: larger chunks fall out of a CPU's caches
+_UNFOLDED = 10  # patches of a 3 x 3 convolution, and its input
+
+
+@dataclass(frozen=True)
+class GradientNorms:
+    """Squared norms of gradients, by image and part.
+
+    Args:
+        parts: names of the chain's parts, and "head".
+        squared: float64 (n, parts).
+        error: standard error of each estimate, float64 (n, parts); zeros where the norms are exact.
+    """
+
+    parts: tuple[str, ...]
+    squared: torch.Tensor = field(repr=False)
+    error: torch.Tensor = field(repr=False)
+
+    def of(self, blocks: Iterable[str], head: bool = False) -> torch.Tensor:
+        """Squared norms (n,) of a subset's gradients, with the readout's or without: the sum over its parts, exactly.
+
+        Estimates of different parts share their random directions: the sum of their errors bounds the sum's error.
+        """
+        if isinstance(blocks, str):
+            raise TypeError(f'blocks is the string "{blocks}"; give a list of names, e.g. ["{blocks}"]')
+        names = [*blocks]
+        unknown = [str(name) for name in names if name not in self.parts[:-1]]
+        if unknown:
+            raise ValueError(f"there is no block {', '.join(unknown)}; there are {', '.join(self.parts[:-1])}")
+        return self.squared[:, [name in names for name in self.parts[:-1]] + [head]].sum(1)
+
+    def table(self) -> pd.DataFrame:
+        """One row a part: `mean` and `std` over images, `standard_error` of that mean as an estimate, `n` images."""
+        n = len(self.squared)  # each draws its own directions, so their errors are independent
+        columns = {
+            "mean": self.squared.mean(0).numpy(),
+            "std": self.squared.std(0).numpy() if n > 1 else math.nan,
+            "standard_error": self.error.square().sum(0).sqrt().numpy() / n,
+        }
+        return pd.DataFrame(columns | {"n": n}, index=pd.Index(self.parts, name="part"))
+
+
+def gradient_norms(
+    backbone: Chain,
+    head: nn.Linear,
+    images: torch.Tensor,
+    *,
+    method: str = "exact",
+    labels: torch.Tensor | Sequence[int] | None = None,
+    directions: int = 64,
+    seed: int = 0,
+    image_size: int | None = None,
+    chunk: int | None = None,
+    direction_chunk: int | None = None,
+    memory_limit: int | None = None,
+) -> GradientNorms:
+    """Squared Frobenius norms of psi_b(x) = d logits / d theta_b for every part b and image x.
+
+    The network is in eval mode: BatchNorm keeps its statistics, so that no image sees another.
+
+    Args:
+        backbone: the chain at the weights in question, on the device to compute on; it is not changed.
+        head: the readout, features to logits; its own gradients are the last part, "head".
+        images: (n, 3, height, width), uint8 or float in [0, 1], which is rounded to uint8 as in tasks.
+        method: "exact"; "random", the mean of ||v^T psi||^2 over random signs v on the class axis, for many classes;
+            or "loss", the squared norms of the gradients of the cross-entropy -log p(label | x) instead.
+        labels: int64 (n,), for "loss" only.
+        directions: how many v "random" draws per image, at least 2.
+        seed: of these; they depend on it and on the image's index alone.
+        image_size: side in pixels that images are resized to; None takes them as they are.
+        chunk, direction_chunk: images, and directions on the class axis, at a time; None: as many as are fast and fit.
+        memory_limit: bytes that a chunk may take, by `chunk_sizes`; None: a safe share of what is free.
+
+    Raises:
+        TypeError: a backbone, readout or images of another type.
+        ValueError: a readout of another width, images outside [0, 1], labels that are missing or out of range, an
+            unknown method, an empty chunk, or a part that mixes the images of a batch.
+
+    Source: PAPER "Theorem 1", whose psi it is. Gradients per image come from inputs and output gradients (Goodfellow
+        2015, "Efficient per-example gradient computations"); the random signs are Hutchinson's estimator.
+    """
+    images = as_images(images)
+    labels = _check_call(backbone, head, method, labels, len(images))
+    sizes = {"chunk": chunk, "direction_chunk": direction_chunk, "memory_limit": memory_limit}
+    for name, value in sizes.items():
+        check_number(name, value, 1)
+    check_number("directions", directions, 2)
+    network = fast_layout(set_trainable(copy.deepcopy(backbone), []).eval())
+    head = copy.deepcopy(head).to(network.mean).requires_grad_(False)
+    basis = _basis(head.weight)
+    count = {"exact": len(basis), "random": directions, "loss": 1}[method]
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no batched gradients
+        # An image beside its negative shows where one changes the other.
+        example = _views(network, torch.cat([images[:1], 255 - images[:1]]), image_size)
+        plans, costs = plans_of(network, example), _bytes(network, example[:1])
+        limit = free_bytes(example.device) if memory_limit is None else memory_limit
+        threads = 1 if example.is_cuda else max(1, min(torch.get_num_threads(), limit // sum(costs)))
+        most = chunk_sizes(*costs, count, limit // threads)
+
+        @torch.enable_grad()
+        def norms_of(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            traces = trace_parts(network, _views(network, images[rows], image_size))
+            features = traces[-1].output.detach()
+            reach = features.square().sum(1) + (head.bias is not None)  # the readout's gradient is v (features, 1)^T
+            if method == "exact":
+                vectors, own = basis[:, None].expand(-1, len(rows), -1), head.out_features / count
+            else:
+                v = _class_directions(head(features), rows, labels, directions, seed)
+                vectors, own = v @ head.weight, v.square().sum(-1)
+            parts = [norms_backward(traces, plans, some) for some in vectors.split(direction_chunk or most[1])]
+            at_head = (own * reach).expand(count, -1)[..., None]
+            return _summed(torch.cat([torch.cat(parts), at_head], 2), method)
+
+        values = _in_threads(norms_of, torch.arange(len(images)).split(chunk or most[0]), threads)
+    squared, error = (torch.cat(rows).cpu() for rows in zip(*values, strict=True))
+    return GradientNorms((*backbone.part_names, "head"), squared, error)
+
+
+def _in_threads(run: Callable[[torch.Tensor], Result], chunks: Sequence[torch.Tensor], threads: int) -> list[Result]:
+    """Results in order. Chunks go side by side and share the threads: small operations lose time by splitting up."""
+    before, workers = torch.get_num_threads(), min(threads, len(chunks))
+    if workers == 1:
+        return [run(chunk) for chunk in chunks]
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+            return [*pool.map(run, chunks)]
+    finally:
+        torch.set_num_threads(before)
+
+
+def chunk_sizes(fixed: int, each: int, directions: int, limit: int) -> tuple[int, int]:
+    """Images and directions at a time within a limit, but one of each at least.
+
+    Args:
+        fixed: bytes per image.
+        each: bytes per image and direction.
+        directions: how many there are.
+        limit: bytes that a chunk may take.
+    """
+    at_once = max(1, min(directions, (limit - fixed) // each))
+    return max(1, min(_MOST_ROWS // at_once, limit // (fixed + at_once * each))), at_once
+
+
+def _basis(weight: torch.Tensor) -> torch.Tensor:
+    """As few rows (rank, num_features) as have the same sum of squared products as the readout's."""
+    _, sizes, rows = torch.linalg.svd(weight.double(), full_matrices=False)
+    rank = int((sizes > sizes[0] * max(weight.shape) * torch.finfo(weight.dtype).eps).sum())
+    return (sizes[:, None] * rows)[: max(1, rank)].to(weight)
+
+
+def _class_directions(
+    logits: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor | None, directions: int, seed: int
+) -> torch.Tensor:
+    """Vectors (directions, batch, classes): the loss's gradient at the logits if there are labels, else signs."""
+    if labels is not None:
+        return (logits.softmax(1) - F.one_hot(labels[rows], logits.shape[1]).to(logits))[None]
+    shape = (directions, logits.shape[1])
+    signs = [torch.randint(2, shape, generator=seeded(seed, row)) for row in rows.tolist()]
+    return (2 * torch.stack(signs, 1) - 1).to(logits)
+
+
+def _summed(values: torch.Tensor, method: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared norms and their standard errors, (batch, parts) each, of values (directions, batch, parts)."""
+    values = values.double()
+    if method == "random":
+        return values.mean(0), values.std(0) / len(values) ** 0.5
+    return values.sum(0), torch.zeros_like(values[0])
+
+
+def _bytes(network: Chain, image: torch.Tensor) -> tuple[int, int]:
+    """Bytes per image, and per image and direction, that gradients take at most at a time; rather too many."""
+    alone = [frozenset({name}) for name in network.part_names]
+    one, two = (bytes_per_candidate(network, image, alone, n) for n in (1, 2))
+    behind = [b - a for a, b in zip(one, two, strict=True)]  # activations of a part and all that follow, per image
+    largest = max(a - b for a, b in pairwise([*behind, 0]))
+    weights = max(sum(p.numel() * p.element_size() for p in part.parameters()) for part in network.parts)
+    return behind[0] + _UNFOLDED * largest, max(1, 3 * largest + 2 * weights)
+
+
+def _views(network: Chain, images: torch.Tensor, image_size: int | None) -> torch.Tensor:
+    images = images.to(network.mean.device).to(network.mean.dtype) / 255
+    return fast_layout(network.normalize(resize_to(images, image_size)))
+
+
+def _check_call(
+    backbone: Chain, head: nn.Linear, method: str, labels: torch.Tensor | Sequence[int] | None, n: int
+) -> torch.Tensor | None:
+    """The labels, if the method wants them; or an error that names the wrong argument."""
+    for name, value, kind in (("backbone", backbone, Chain), ("head", head, nn.Linear)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} is a {type(value).__name__}; it must be a {kind.__name__}")
+    if head.in_features != backbone.num_features:
+        raise ValueError(f"head takes {head.in_features} features, but {backbone.name} has {backbone.num_features}")
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
+    if (labels is None) == (method == "loss"):
+        raise ValueError(f'labels are {"missing for" if labels is None else "of no use to"} method "{method}"')
+    if labels is None:
+        return None
+    labels = as_integers(labels, "labels")
+    if len(labels) != n:
+        raise ValueError(f"{n} images but {len(labels)} labels")
+    check_labels(labels, range(head.out_features), "image")
+    return labels.to(backbone.mean.device)

@@ -1,0 +1,1 @@
+"""The floor: checks, hashes, chance, files and progress that every other room stands on."""

@@ -1,0 +1,165 @@
+"""Training of subsets: the loss is the textbook's, steps are reported, and a run can be stopped."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from subtuning_lab.data.images import StreamedImages
+from subtuning_lab.data.task import Split
+from subtuning_lab.engine.fit import ENGINES, fit_together
+from subtuning_lab.engine.recipe import Recipe, lr_factor
+from subtuning_lab.nets.chain import set_trainable
+from subtuning_lab.study.study import Study
+from tests.helpers import tiny_chain, tiny_split, tiny_task
+
+RECIPE = Recipe(epochs=3, batch_size=6, lr=1e-2, head_lr=0.1, weight_decay=0.2)
+TRAIN, VALIDATION = tiny_split(18), tiny_split(7, seed=5)
+
+
+def fit(subsets, recipe=RECIPE, **options):
+    return fit_together(tiny_chain(dtype=torch.float64), subsets, TRAIN, recipe, **{"num_classes": 3} | options)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_linear_probing_is_adamw_on_frozen_features(engine):
+    """One batch an epoch, so the order of images doesn't matter; the readout's start follows from its end."""
+    recipe = Recipe(epochs=1, batch_size=18, lr=1e-2, weight_decay=0.3)
+    chain = tiny_chain(dtype=torch.float64)
+    with torch.no_grad():
+        features = chain(chain.normalize(TRAIN.images))
+    fits = [fit([()], Recipe(**recipe.as_dict() | {"epochs": n}), engine=engine)[0] for n in (1, 4)]
+    start = fit([()], Recipe(epochs=1, batch_size=18, lr=1e-300, weight_decay=0), engine=engine)[0].weights["head"]
+    for n, fitted in zip((1, 4), fits, strict=True):
+        head = torch.nn.Linear(6, 3).double()
+        head.load_state_dict(start)
+        optimizer = torch.optim.AdamW(head.parameters(), lr=1.0, weight_decay=0.3)
+        for step in range(n):
+            optimizer.param_groups[0]["lr"] = 1e-2 * lr_factor(step, n, 0.1)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(head(features), TRAIN.labels)
+            assert loss.item() == pytest.approx(float(fitted.losses[step]), abs=1e-9)
+            loss.backward()
+            optimizer.step()
+        assert torch.allclose(head.weight, fitted.weights["head"]["weight"], atol=1e-9)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_scores_are_those_of_the_weights_that_are_returned(engine):
+    for fitted in fit([(), ("block2",), "all"], validation=VALIDATION, engine=engine):
+        chain = set_trainable(tiny_chain(dtype=torch.float64), [])
+        for name in fitted.blocks:
+            chain.part(name).load_state_dict(fitted.weights[name])
+        with torch.no_grad():
+            features = chain.eval()(chain.normalize(VALIDATION.images))
+        logits = features @ fitted.weights["head"]["weight"].T + fitted.weights["head"]["bias"]
+        assert fitted.accuracy == pytest.approx(float((logits.argmax(1) == VALIDATION.labels).double().mean()))
+        assert fitted.validation_loss == pytest.approx(float(F.cross_entropy(logits, VALIDATION.labels)))
+
+
+def test_label_smoothing_is_used_in_training_only():
+    plain, smooth = (
+        fit([()], Recipe(epochs=1, batch_size=18, lr=1e-300, weight_decay=0, label_smoothing=s), validation=VALIDATION)[
+            0
+        ]
+        for s in (0.0, 0.4)
+    )
+    assert plain.losses[0] != smooth.losses[0]
+    assert plain.validation_loss == pytest.approx(smooth.validation_loss)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_step_is_reported_and_passes_arrive_as_they_end(engine):
+    steps, passes = [], []
+    fits = fit([(), ("block1",), "all"], engine=engine, on_step=steps.append, on_pass=passes.append, memory_limit=1)
+    assert sum(steps) == 3 * 3 * 3  # subsets, epochs, batches
+    assert sorted(place for done in passes for place in done) == [0, 1, 2] and len(passes) >= 2
+    assert all(done[place] is fits[place] for done in passes for place in done)
+    assert all(len(f.losses) == 9 and f.epochs == 3 and f.seconds > 0 for f in fits)
+    assert all(f.accuracy is None and f.validation_loss is None for f in fits)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_callback_can_stop_the_training(engine):
+    def stop(trained):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit([("block1",)], engine=engine, on_step=stop)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_callers_chance_is_neither_used_nor_changed(engine):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = fit([("block1",), "all"], engine=engine)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    for a, b in zip(first, fit([("block1",), "all"], engine=engine), strict=True):
+        assert torch.equal(a.losses, b.losses)
+
+
+def test_batches_differ_in_size_by_one_at_most_and_hold_each_image_once():
+    """A last batch of one image would leave batch statistics nothing to average."""
+    sizes = []
+
+    class Watching(torch.nn.Identity):
+        def forward(self, x):
+            if self.training:
+                sizes.append(len(x))
+            return x
+
+    chain = tiny_chain()
+    chain.blocks[0] = Watching()
+    fit_together(chain, ["all"], tiny_split(13), Recipe(epochs=1, batch_size=6), num_classes=3, engine="sequential")
+    assert sum(sizes) == 13 and len(sizes) == 3 and max(sizes) - min(sizes) <= 1
+
+
+def test_bf16_keeps_weights_in_full_precision():
+    recipe = Recipe(epochs=1, batch_size=6, precision="bf16")
+    for engine in ENGINES:
+        (fitted,) = fit_together(tiny_chain(), [["block1"]], TRAIN, recipe, num_classes=3, engine=engine)
+        assert fitted.losses.isfinite().all()
+        assert {t.dtype for t in fitted.weights["block1"].values() if t.is_floating_point()} == {torch.float32}
+
+
+def test_no_subsets_need_no_training():
+    assert fit([]) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 2}, r"train label 2 at index 2 is outside 0..1"),
+        ({"validation": tiny_split(8, classes=8)}, r"validation label 3 .* outside 0..2"),
+        ({"recipe": Recipe(patience=2)}, "patience is 2, but there are no validation images"),
+        ({"recipe": [RECIPE] * 2}, "2 recipes for 1 subsets"),
+        ({"engine": "parallel"}, "'parallel'; it must be one of one_pass, sequential"),
+        ({"memory_limit": -1}, "memory_limit must be at least 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+    ],
+)
+def test_wrong_calls_train_nothing(options, message):
+    steps = []
+    with pytest.raises(ValueError, match=message):
+        fit([("block1",)], options.pop("recipe", RECIPE), on_step=steps.append, **options)
+    assert steps == []
+
+
+def test_streamed_images_train_like_images_in_memory():
+    streamed = Split(StreamedImages(TRAIN.images.movedim(1, -1).numpy(), tuple(TRAIN.images.shape[2:])), TRAIN.labels)
+    options = {"num_classes": 3, "validation": VALIDATION}
+    in_memory = fit_together(tiny_chain(), [(), ("block2",)], TRAIN, RECIPE, **options)
+    on_demand = fit_together(tiny_chain(), [(), ("block2",)], streamed, RECIPE, **options)
+    for one, other in zip(in_memory, on_demand, strict=True):
+        assert torch.equal(one.losses, other.losses) and one.accuracy == other.accuracy
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_study_runs_on_a_gpu(precision):
+    recipe = Recipe(epochs=2, batch_size=6, precision=precision)
+    study = Study(tiny_chain(), tiny_task(), recipe, folds=2, device="cuda", progress=False)
+    assert len(study.scores([(), ("block2",), "all"])) == 6
+    assert 0 <= study.test(["block2"]).mean <= 1
+    assert study.fit(["block2"]).predict(tiny_task().test.images).isfinite().all()

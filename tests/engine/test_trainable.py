@@ -1,0 +1,292 @@
+"""What a recipe can do to a subset: biases, norms, adapters, learning rates by part, and where the readout starts."""
+
+import copy
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from subtuning_lab.engine.fit import fit_together
+from subtuning_lab.engine.job import scale_by_relative_gradients
+from subtuning_lab.engine.recipe import Recipe, recipe_grid
+from subtuning_lab.engine.trainable import count_trained, plain_part, tune, tune_parts
+from subtuning_lab.nets.chain import Chain, copy_weights, count_parameters, put_parts
+from tests.helpers import Residual, randomize_norms, tiny_chain, tiny_split
+
+RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2, head_lr=3e-2)
+TRAIN = tiny_split()
+VARIANTS = {
+    "bias": {"params": "bias"},
+    "norm": {"params": "norm"},
+    "lora": {"adapter": "lora", "rank": 2},
+    "ia3": {"adapter": "ia3"},
+    "ln_tuning": {"adapter": "ln_tuning"},
+    "lr_decay": {"lr_decay": 0.5},
+    "rgn": {"lr_scaling": "rgn"},
+    "probe": {"head_start": "probe"},
+    "source": {"head_start": "source"},
+    "siamese": {"siamese": True},
+    "siamese from a probe": {"siamese": True, "head_start": "probe"},
+    "re-initialized": {"init": "random"},
+    "deep readout": {"head_depth": 2},
+    "deep Siamese readout from a probe": {"head_depth": 2, "siamese": True, "head_start": "probe"},
+    "everything": {"params": "norm", "lr_decay": 0.7, "lr_scaling": "rgn", "head_start": "probe", "siamese": True},
+}
+SUBSETS = [("block1",), ("block1", "block3"), ("block3", "tail"), (), "all"]
+
+
+def sourced_chain(dtype=torch.float64):
+    """A tiny chain with a pretrained readout for 3 classes."""
+    chain = tiny_chain(dtype=dtype)
+    torch.manual_seed(5)
+    chain.source_head = nn.Linear(6, 3).to(dtype)
+    return chain
+
+
+def fit(subsets, recipe, chain=None, **options):
+    return fit_together(chain or sourced_chain(), subsets, TRAIN, recipe, **{"num_classes": 3} | options)
+
+
+def one_step(chain=None, blocks="all", **changes):
+    """A fit of a single step, whose AdamW update has the size of the learning rate in every number."""
+    own = {"epochs": 1, "batch_size": 64, "weight_decay": 0.0, "warmup": 0.0} | changes
+    return fit([blocks], replace(RECIPE, **own), chain)[0]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_pass_equals_separate_trainings(variant):
+    recipe = replace(RECIPE, **VARIANTS[variant])
+    subsets = [own for own in SUBSETS if variant != "ln_tuning" or not own or "tail" in own or own == "all"]
+    together, alone = (fit(subsets, recipe, engine=engine, validation=TRAIN) for engine in ("one_pass", "sequential"))
+    for one, other in zip(together, alone, strict=True):
+        assert one.accuracy == other.accuracy
+        for part, tensors in one.weights.items():
+            for name, tensor in tensors.items():
+                torch.testing.assert_close(tensor, other.weights[part][name], rtol=1e-9, atol=1e-9)
+
+
+def test_variants_differ_from_the_plain_recipe_and_share_a_pass_with_it():
+    plain = fit([("block1", "tail")], RECIPE)[0]
+    recipes = [replace(RECIPE, **changes) for changes in VARIANTS.values()]
+    fits = fit([("block1", "tail")] * len(recipes), recipes)
+    for name, own in zip(VARIANTS, fits, strict=True):
+        assert not torch.equal(own.losses, plain.losses), name
+        alone = fit([("block1", "tail")], replace(RECIPE, **VARIANTS[name]))[0]
+        torch.testing.assert_close(own.losses, alone.losses)
+
+
+@pytest.mark.parametrize("params", ["bias", "norm"])
+def test_what_the_recipe_does_not_name_stays_bit_identical(params):
+    chain = sourced_chain(torch.float32)
+    before = copy_weights(dict(zip(chain.part_names, chain.parts, strict=True)))
+    (own,) = fit(["all"], replace(RECIPE, params=params, bn="frozen"), chain)
+    changed = {
+        f"{part}.{name}"
+        for part, tensors in own.weights.items()
+        if part != "head"
+        for name, tensor in tensors.items()
+        if not torch.equal(tensor, before[part][name])
+    }
+    norms = {
+        f"{place}.{kind}" for place in ("stem.1", "block1.bn", "block2.bn", "block3.bn", "tail.2") for kind in "wb"
+    }
+    named = {f"{name.rpartition('.')[0]}.{name.rpartition('.')[2][0]}" for name in changed}
+    assert named == (norms if params == "norm" else {name for name in norms if name.endswith(".b")})
+
+
+def test_a_low_rank_addition_has_low_rank():
+    chain = sourced_chain()
+    (own,) = fit([("block2",)], replace(RECIPE, adapter="lora", rank=2, epochs=3), chain)
+    change = own.weights["block2"]["conv.weight"] - chain.part("block2").conv.weight.detach()
+    ranks = torch.linalg.matrix_rank(change.flatten(1), atol=1e-10)
+    assert 0 < ranks <= 2
+    assert set(own.weights["block2"]) == set(chain.part("block2").state_dict())
+
+
+@pytest.mark.parametrize("adapter", ["lora", "ia3", "ln_tuning"])
+def test_an_adapter_starts_as_nothing_and_merges_into_the_same_function(adapter):
+    x = torch.rand(3, 6, 4, 4, dtype=torch.float64)
+    part = nn.Sequential(Residual(6), nn.LayerNorm([6, 4, 4])).double().eval()
+    randomize_norms(part)
+    adapted = tune(part, Recipe(adapter=adapter, rank=2)).eval()
+    torch.testing.assert_close(adapted(x), part(x), rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.add_(0.1 * torch.rand_like(parameter) * parameter.requires_grad)
+    merged = plain_part(adapted)
+    assert list(merged.state_dict()) == list(part.state_dict())
+    assert not torch.allclose(merged(x), part(x))
+    torch.testing.assert_close(merged(x), adapted(x), rtol=1e-10, atol=1e-10)
+
+
+def test_an_adapter_starts_the_same_whatever_else_was_drawn():
+    part, recipe = Residual(6), Recipe(adapter="lora")
+    first = tune(part, recipe, seed=1)
+    state = torch.get_rng_state()
+    torch.rand(7)
+    again, other = tune(part, recipe, seed=1), tune(part, recipe, seed=2)
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), again.parameters(), strict=True))
+    assert not all(torch.equal(p, q) for p, q in zip(first.parameters(), other.parameters(), strict=True))
+    torch.set_rng_state(state)
+    tune(part, recipe)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_re_initialized_parts_are_as_new_and_the_same_for_every_call():
+    part = Residual(6)
+    randomize_norms(part)
+    first, again, other = (tune(part, Recipe(init="random"), seed=seed) for seed in (1, 1, 2))
+    own = first.conv.weight.detach()
+    assert torch.equal(own, again.conv.weight) and not torch.equal(own, other.conv.weight)
+    assert not torch.equal(own, part.conv.weight) and own.abs().max() <= (6 * 9) ** -0.5  # torch's bound for a new one
+    assert first.bn.running_mean.eq(0).all() and first.bn.running_var.eq(1).all() and first.bn.weight.eq(1).all()
+    assert first.conv.weight.requires_grad
+
+
+def test_parts_that_have_no_way_to_start_anew_are_refused():
+    part = Residual(6)
+    part.gamma = nn.Parameter(torch.ones(6))
+    with pytest.raises(ValueError, match=r'init is "random", but the part \(Residual\) has no way to start anew'):
+        tune(part, Recipe(init="random"))
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match=r'pip install "subtuning-lab\[peft\]"'):
+        fit([("block1",)], replace(RECIPE, adapter="lora"))
+
+
+def test_nothing_to_train_is_an_error_that_names_the_blocks():
+    with pytest.raises(ValueError, match="block1 of tiny have nothing that adapter ln_tuning could train"):
+        fit([("block1",)], replace(RECIPE, adapter="ln_tuning"))
+
+
+def test_only_what_is_trained_is_counted():
+    chain = tiny_chain()
+    everything = tune_parts(chain, "all", Recipe())
+    assert count_trained(everything.values()) == count_parameters(chain, "all")
+    norms = sum(
+        p.numel() for m in chain.modules() if isinstance(m, nn.BatchNorm2d | nn.LayerNorm) for p in m.parameters()
+    )
+    assert count_trained(tune_parts(chain, "all", Recipe(params="norm")).values()) == norms
+    lora = tune_parts(chain, ["block1"], Recipe(adapter="lora", rank=2)).values()
+    assert count_trained(lora) == 2 * 6 * 9 + 2 * 6  # (rank, in * 3 * 3) and (out, rank)
+
+
+def test_each_part_learns_so_many_times_as_fast_as_the_one_behind_it():
+    chain = sourced_chain()
+    own = one_step(chain, lr_decay=0.5, lr=1e-3)
+    moved = [
+        max(
+            (own.weights[name][key] - tensor).abs().max().item()
+            for key, tensor in part.state_dict().items()
+            if "running" not in key and "num" not in key
+        )
+        for name, part in zip(chain.part_names, chain.parts, strict=True)
+    ]
+    assert moved == pytest.approx([1e-3 * 0.5 ** (4 - i) for i in range(5)], rel=1e-3)
+
+
+def test_relative_gradients_scale_learning_rates():
+    """By hand: ratios 2/1, 3/6 and 5/0; the largest keeps its rate, zeros stay, a mean is taken over steps."""
+    tensors = [torch.tensor([value]) for value in (1.0, -6.0, 0.0)]
+    family = object()
+    groups = [{"params": [t.requires_grad_()], "lr": 1.0, "family": family, "recent": []} for t in tensors]
+    optimizer = torch.optim.SGD([*groups, {"params": [torch.zeros(1, requires_grad=True)], "lr": 7.0}])
+    for gradients, expected in (((2.0, 3.0, 5.0), (1, 0.25, 0)), ((0.0, 21.0, 5.0), (0.5, 1, 0))):
+        for group, gradient in zip(optimizer.param_groups, gradients, strict=False):
+            group["lr"], group["params"][0].grad = 1.0, torch.tensor([gradient])
+        scale_by_relative_gradients(optimizer)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([*expected, 7.0])
+
+
+def test_a_probed_readout_is_what_linear_probing_learns():
+    recipe = replace(RECIPE, lr=1e-12, head_start="probe", weight_decay=0.0)
+    probed, probing = fit([("block2",), ()], recipe)
+    alone = fit([()], replace(RECIPE, lr=3e-2, head_lr=None, weight_decay=0.0))[0]
+    for key in ("weight", "bias"):
+        torch.testing.assert_close(probed.weights["head"][key], alone.weights["head"][key], rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(probing.weights["head"][key], alone.weights["head"][key])
+
+
+@pytest.mark.parametrize("siamese", [False, True])
+def test_a_source_readout_starts_as_the_pretrained_one(siamese):
+    chain = sourced_chain()
+    recipe = replace(RECIPE, lr=1e-12, head_lr=1e-12, head_start="source", siamese=siamese, bn="frozen")
+    (own,) = fit([("block2",)], recipe, chain)
+    weight = own.weights["head"]["weight"]
+    assert weight.shape == (3, 12 if siamese else 6)
+    halves = weight.chunk(2, dim=1) if siamese else [weight]
+    torch.testing.assert_close(sum(halves), chain.source_head.weight.detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_a_source_readout_of_other_classes_is_refused():
+    with pytest.raises(ValueError, match='"source".*has none for the task\'s 3 classes'):
+        fit([()], replace(RECIPE, head_start="source"), tiny_chain())
+    chain = sourced_chain(torch.float32)
+    with pytest.raises(ValueError, match="one of 3 classes for the task's 5 classes"):
+        fit([()], replace(RECIPE, head_start="source"), chain, num_classes=5)
+
+
+def test_a_siamese_readout_sees_frozen_features_that_cannot_drift():
+    """By hand: frozen features in front, tuned ones behind, and the first half sees the pretrained network exactly."""
+    chain = sourced_chain(torch.float32)
+    before = chain.fingerprint
+    (own,) = fit([("block2",)], replace(RECIPE, siamese=True, bn="batch"), chain, validation=TRAIN)
+    assert chain.fingerprint == before
+    tuned = copy.deepcopy(chain)
+    tuned.part("block2").load_state_dict(own.weights["block2"])
+    assert not torch.equal(tuned.part("block2").bn.running_mean, chain.part("block2").bn.running_mean)
+    with torch.no_grad():
+        x = chain.normalize(TRAIN.images)
+        features = torch.cat([chain.eval()(x), tuned.eval()(x)], dim=1)
+    logits = features @ own.weights["head"]["weight"].T + own.weights["head"]["bias"]
+    assert (logits.argmax(1) == TRAIN.labels).float().mean().item() == pytest.approx(own.accuracy)
+
+
+def test_without_tuned_blocks_the_recipe_is_that_of_linear_probing():
+    plain = {depth: fit([()], replace(RECIPE, head_depth=depth).for_probing())[0] for depth in (1, 2)}
+    for changes in VARIANTS.values():
+        if changes.get("head_start") != "source":
+            (own,) = fit([()], replace(RECIPE, **changes).for_probing())
+            assert torch.equal(own.losses, plain[changes.get("head_depth", 1)].losses)
+
+
+def test_parts_are_put_in_place_by_name():
+    chain: Chain = tiny_chain()
+    stem, block, tail = nn.Identity(), nn.ReLU(), nn.Flatten()
+    put_parts(chain, {"block2": block, "stem": stem, "tail": tail})
+    assert chain.parts[0] is stem and chain.parts[2] is block and chain.parts[-1] is tail
+
+
+def test_a_grid_holds_every_combination():
+    grid = recipe_grid(RECIPE, lr=[1e-3, 1e-2], bn=["batch", "frozen"])
+    assert [(own.lr, own.bn) for own in grid] == [(1e-3, "batch"), (1e-3, "frozen"), (1e-2, "batch"), (1e-2, "frozen")]
+    assert all(own.head_lr == RECIPE.head_lr for own in grid) and recipe_grid(RECIPE) == [RECIPE]
+    with pytest.raises(ValueError, match="no rate; it has epochs, lr"):
+        recipe_grid(RECIPE, rate=[1])
+    with pytest.raises(ValueError, match="lr is \\[\\]"):
+        recipe_grid(RECIPE, lr=[])
+    with pytest.raises(ValueError, match="bn is 'batch'"):
+        recipe_grid(RECIPE, bn="batch")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"params": "biases"}, "params is 'biases'; it must be one of all, bias, norm"),
+        ({"adapter": "prefix"}, "adapter is 'prefix'; it must be one of None, lora"),
+        ({"adapter": "lora", "params": "bias"}, "params is 'bias' beside adapter 'lora'"),
+        ({"rank": 0}, "rank is 0; it must be at least 1"),
+        ({"lr_decay": 0.0}, "lr_decay is 0.0; it must be above 0"),
+        ({"lr_decay": 1.1}, "lr_decay is 1.1"),
+        ({"lr_scaling": "gradient"}, "lr_scaling is 'gradient'"),
+        ({"head_start": "zeros"}, "head_start is 'zeros'"),
+        ({"siamese": "yes"}, "siamese is 'yes'"),
+    ],
+)
+def test_bad_values_are_named(changes, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        replace(RECIPE, **changes)

@@ -1,0 +1,437 @@
+"""The chain and its trainable state: frozen is frozen, whatever the caller does."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from subtuning_lab.engine.fit import fit_together
+from subtuning_lab.engine.recipe import Recipe
+from subtuning_lab.nets.chain import Chain, count_parameters, in_order, part_table, set_trainable, training_flops
+from subtuning_lab.nets.from_timm import as_chain
+from subtuning_lab.search.profiles import finetuning_profile
+from subtuning_lab.study.study import Study
+from tests.helpers import Residual, tiny_chain, tiny_task
+
+
+def vision_transformer() -> Chain:
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    return as_chain(VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=3, num_heads=2), name="vit")
+
+
+def residual_network() -> Chain:
+    from subtuning_lab.nets.registry import load_backbone
+
+    return load_backbone("cifar_resnet8", weights="random", stem_stride=2)
+
+
+NETWORKS = {"own": tiny_chain(), "vit": vision_transformer(), "resnet": residual_network()}
+
+
+def state(chain: Chain) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: copy.deepcopy(chain.part(name).state_dict()) for name in chain.part_names}
+
+
+def changed(before, after) -> set[str]:
+    """Names of the parts in which any parameter or buffer has another bit."""
+    return {
+        name for name in before if any(not torch.equal(before[name][key], after[name][key]) for key in before[name])
+    }
+
+
+def has_parameters(chain: Chain, name: str) -> bool:
+    return any(True for _ in chain.part(name).parameters())
+
+
+def train_by_hand(chain: Chain, train_mode: str, steps: int = 2) -> None:
+    """What a caller might write who knows nothing of freezing."""
+    model = nn.Sequential(chain, nn.Linear(chain.num_features, 3))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.5)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        if train_mode == "every submodule":
+            for module in chain.modules():
+                module.training = True
+        else:
+            (chain if train_mode == "backbone" else model).train()
+        optimizer.zero_grad()
+        images = torch.randn(6, 3, 8, 8, generator=generator)
+        nn.functional.cross_entropy(model(images), torch.arange(6) % 3).backward()
+        optimizer.step()
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.data())
+def test_everything_outside_the_subset_is_bit_identical(data):
+    name = data.draw(st.sampled_from(sorted(NETWORKS)))
+    chain = copy.deepcopy(NETWORKS[name])
+    subset = data.draw(st.sets(st.sampled_from(chain.part_names)))
+    bn = data.draw(st.sampled_from(["batch", "frozen"]))
+    mode = data.draw(st.sampled_from(["backbone", "wrapping module", "every submodule"]))
+    set_trainable(chain, subset, bn)
+    before = state(chain)
+    train_by_hand(chain, mode)
+    assert changed(before, state(chain)) == {part for part in subset if has_parameters(chain, part)}
+    assert chain.trainable == subset
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_linear_probing_changes_nothing_and_all_changes_everything(name):
+    chain = copy.deepcopy(NETWORKS[name])
+    before, fingerprint = state(chain), chain.fingerprint
+    train_by_hand(set_trainable(chain, []), "every submodule")
+    assert changed(before, state(chain)) == set() and chain.fingerprint == fingerprint
+    assert not any(p.requires_grad for p in chain.parameters())
+    train_by_hand(set_trainable(chain, "all"), "backbone")
+    assert changed(before, state(chain)) == {part for part in chain.part_names if has_parameters(chain, part)}
+    assert {"stem", *chain.block_names} <= changed(before, state(chain))
+    assert all(p.requires_grad for part in chain.parts for p in part.parameters())
+
+
+def test_blocks_without_the_stem_are_another_subset_than_all(chain):
+    set_trainable(chain, chain.block_names)
+    assert not any(p.requires_grad for part in ("stem", "tail") for p in chain.part(part).parameters())
+    assert chain.trainable == {"block1", "block2", "block3"} < set(chain.part_names)
+
+
+@pytest.mark.parametrize(("bn", "moves"), [("batch", True), ("frozen", False)])
+def test_batchnorm_statistics_follow_the_mode(bn, moves):
+    chain = set_trainable(tiny_chain(), ["block2"], bn)
+    before = state(chain)
+    train_by_hand(chain, "every submodule")
+    after = state(chain)
+    for key in ("bn.running_mean", "bn.running_var", "bn.num_batches_tracked"):
+        assert torch.equal(before["block2"][key], after["block2"][key]) != moves
+        assert torch.equal(before["block1"][key], after["block1"][key])
+    assert not torch.equal(before["block2"]["bn.weight"], after["block2"]["bn.weight"])
+
+
+def test_frozen_parts_stay_in_eval_mode_and_tuned_ones_obey(chain):
+    set_trainable(chain, ["block2"]).train()
+    assert [part.training for part in chain.parts] == [False, False, True, False, False]
+    assert not chain.blocks[0].bn.training and chain.blocks[1].bn.training
+    chain.eval()
+    assert not any(module.training for part in chain.parts for module in part.modules())
+    set_trainable(chain.train(), ["block2"], "frozen")
+    assert chain.blocks[1].training and not chain.blocks[1].bn.training
+
+
+def test_set_trainable_declares_the_whole_state(chain):
+    """What was declared before leaves no trace."""
+    first = set_trainable(chain, ["stem", "block3"], "frozen").train()
+    assert first is chain
+    set_trainable(chain, ["block1"])
+    fresh = set_trainable(tiny_chain(), ["block1"]).train()
+    assert [p.requires_grad for p in chain.parameters()] == [p.requires_grad for p in fresh.parameters()]
+    assert [m.training for m in chain.modules()] == [m.training for m in fresh.modules()]
+
+
+def test_a_part_that_gets_frozen_is_safe_from_an_optimizer_that_still_holds_it(chain):
+    set_trainable(chain, ["block1"])
+    optimizer = torch.optim.AdamW(chain.parameters(), lr=0.1, weight_decay=0.5)
+    chain(torch.randn(4, 3, 8, 8)).sum().backward()
+    set_trainable(chain, ["block2"])
+    before = state(chain)
+    chain(torch.randn(4, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step()
+    assert changed(before, state(chain)) == {"block2"}
+
+
+def test_subsets_are_unordered_and_read_in_the_networks_order(chain):
+    assert in_order(chain, ["tail", "block2", "stem", "block2"]) == ("stem", "block2", "tail")
+    assert in_order(chain, "all") == chain.part_names
+    assert set_trainable(chain, (name for name in ["block3", "block1"])).trainable == {"block1", "block3"}
+
+
+def test_parameters_are_counted_by_hand(chain):
+    block = 6 * 6 * 9 + 6 + 6
+    assert count_parameters(chain, []) == 0
+    assert count_parameters(chain, ["block1"]) == block
+    assert count_parameters(chain, ["stem", "block1", "block1"]) == 3 * 6 * 9 + 12 + block
+    assert count_parameters(chain, "all") == 3 * 6 * 9 + 12 + 3 * block + 12
+    assert count_parameters(chain, "all") == sum(p.numel() for p in chain.parameters())
+
+
+def test_flops_are_counted_by_hand(chain):
+    """A product and a sum count as two; convolutions are all that the network has."""
+    table = part_table(chain, 8)
+    stem, block = 2 * 6 * 3 * 9 * 4 * 4, 2 * 6 * 6 * 9 * 4 * 4
+    assert table["flops"].to_dict() == {"stem": stem, "block1": block, "block2": block, "block3": block, "tail": 0}
+    assert table.loc["stem", "output_shape"] == (6, 4, 4) and table.loc["tail", "output_shape"] == (6,)
+    assert table["position"].tolist() == [0, 1, 2, 3, 4]
+    assert table["params"].sum() == count_parameters(chain, "all")
+    assert part_table(chain, (8, 16))["flops"].tolist() == [2 * f for f in table["flops"]]
+    everything = training_flops(table, chain.part_names)
+    assert everything == {"trunk": 0, "forward": stem + 3 * block, "backward": 2 * (stem + 3 * block) - stem}
+    assert training_flops(table, ["block2"]) == {"trunk": stem + block, "forward": 2 * block, "backward": 2 * block}
+    assert training_flops(table, []) == {"trunk": stem + 3 * block, "forward": 0, "backward": 0}
+
+
+def test_normalization_of_bytes_and_of_floats_is_the_same(chain):
+    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    expected = (images.double() / 255 - torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)) / torch.tensor(
+        (0.229, 0.224, 0.225)
+    ).view(3, 1, 1)
+    assert torch.allclose(chain.normalize(images).double(), expected, atol=1e-5)
+    assert torch.equal(chain.normalize(images), chain.normalize(images.float() / 255))
+
+
+# ---------------------------------------------------------------- the fingerprint
+
+
+def with_block(block: nn.Module) -> Chain:
+    plain = tiny_chain()
+    return Chain(plain.stem, [plain.blocks[0], block], plain.tail, 6)
+
+
+def test_equal_networks_have_equal_fingerprints():
+    assert tiny_chain().fingerprint == tiny_chain().fingerprint == copy.deepcopy(tiny_chain()).fingerprint
+    chain = tiny_chain()
+    before = chain.fingerprint
+    set_trainable(chain, "all", "frozen").train()
+    chain.blocks.to(memory_format=torch.channels_last)
+    assert chain.fingerprint == before
+
+
+def test_one_bit_changes_the_fingerprint():
+    for edit in (
+        lambda chain: chain.blocks[1].conv.weight.data[0, 0, 0].add_(1e-6),
+        lambda chain: chain.blocks[1].bn.running_mean.add_(1),
+        lambda chain: chain.stem[0].weight.data.mul_(-1),
+        lambda chain: chain.mean.add_(0.1),
+    ):
+        chain = tiny_chain()
+        edit(chain)
+        assert chain.fingerprint != tiny_chain().fingerprint
+
+
+def test_a_network_that_computes_something_else_has_another_fingerprint():
+    """Strides and activations have no weights, but scores depend on them."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 6, 3, padding=1)
+    strided = nn.Conv2d(6, 6, 3, padding=1, stride=2)
+    strided.load_state_dict(conv.state_dict())
+    blocks = [nn.Sequential(conv, nn.ReLU()), nn.Sequential(conv, nn.GELU()), nn.Sequential(strided, nn.ReLU())]
+    assert len({with_block(block).fingerprint for block in blocks}) == 3
+
+
+def test_the_fingerprint_does_not_depend_on_where_objects_lie():
+    class Applied(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def extra_repr(self):
+            return repr(self.function)
+
+        def forward(self, x):
+            return self.function(x)
+
+    def double(x):
+        return 2 * x
+
+    first, kept = Applied(double), []
+    kept.append(lambda x: x)
+
+    def double(x):
+        return 2 * x
+
+    assert repr(first) != repr(Applied(double))
+    assert with_block(first).fingerprint == with_block(Applied(double)).fingerprint
+
+
+LIKE_EACH_OTHER = {
+    "activations": [nn.ReLU(), nn.GELU(), nn.GELU("tanh"), nn.LeakyReLU(), nn.LeakyReLU(0.2), nn.SiLU()],
+    "pooling": [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.MaxPool2d(2, 1), nn.MaxPool2d(2, ceil_mode=True)],
+    "eps": [nn.BatchNorm2d(6), nn.BatchNorm2d(6, eps=1e-3), nn.BatchNorm2d(6, momentum=0.2)],
+    "groups": [nn.GroupNorm(groups, 6) for groups in (1, 2, 3)],
+    "convolutions": [
+        nn.Conv2d(6, 6, 3, **options)
+        for options in ({}, {"padding": 1}, {"stride": 2}, {"dilation": 2}, {"padding": 1, "padding_mode": "reflect"})
+    ],
+    "dropout": [nn.Dropout(0.1), nn.Dropout(0.2), nn.Dropout(0.0)],
+    "heads": [nn.MultiheadAttention(6, heads) for heads in (1, 2)],
+    "order": [nn.Sequential(nn.ReLU(), nn.AvgPool2d(2)), nn.Sequential(nn.AvgPool2d(2), nn.ReLU())],
+}
+
+
+@pytest.mark.parametrize("blocks", LIKE_EACH_OTHER.values(), ids=LIKE_EACH_OTHER)
+def test_settings_without_weights_are_told_apart(blocks):
+    for block in blocks:
+        for tensor in block.state_dict().values():
+            tensor.fill_(1)
+    assert len({with_block(block).fingerprint for block in blocks}) == len(blocks)
+
+
+def test_normalization_and_names_are_part_of_the_fingerprint():
+    plain = tiny_chain()
+    own = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    chains = [
+        Chain(plain.stem, plain.blocks, plain.tail, 6),
+        Chain(plain.stem, plain.blocks, plain.tail, 6, mean=own["mean"]),
+        Chain(plain.stem, plain.blocks, plain.tail, 6, std=own["std"]),
+        Chain(plain.stem, dict(zip("abc", plain.blocks, strict=True)), plain.tail, 6),
+    ]
+    assert len({chain.fingerprint for chain in chains}) == 4
+    assert Chain(plain.stem, plain.blocks, plain.tail, 6, name="x").fingerprint == chains[0].fingerprint
+
+
+class Scaled(nn.Module):
+    """A module of one's own, whose settings no library knows."""
+
+    def __init__(self, factor: object, table: list[float] | None = None) -> None:
+        super().__init__()
+        self.factor, self._calls = factor, 0
+        self.register_buffer("table", torch.tensor(table or [1.0]), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._calls += 1
+        return x * self.factor * self.table
+
+
+def test_modules_of_ones_own_are_told_apart_by_their_public_values():
+    blocks = [Scaled(1), Scaled(2), Scaled((1, 2)), Scaled("1"), Scaled({"a": 1}), Scaled(1, [2.0])]
+    blocks += [Scaled(torch.relu), Scaled(torch.sigmoid), Scaled(functools.partial(torch.clamp, min=1))]
+    blocks += [Scaled(functools.partial(torch.clamp, min=2)), Scaled(torch.ones(2)), Scaled(torch.zeros(2))]
+    assert len({with_block(block).fingerprint for block in blocks}) == len(blocks)
+    chain = with_block(Scaled(1))
+    before = chain.fingerprint
+    chain(torch.zeros(1, 3, 8, 8))
+    assert chain.fingerprint == before
+
+
+def vit_of_a_release(monkeypatch, release) -> str:
+    """Fingerprint of a vision transformer after a change that a release of torch or timm could bring."""
+    with monkeypatch.context() as patch:
+        release(patch)
+        return vision_transformer().fingerprint
+
+
+def other_print(patch):
+    for kind in (nn.Conv2d, nn.Linear, nn.LayerNorm, nn.GELU, nn.Dropout):
+        patch.setattr(kind, "extra_repr", lambda self: "printed another way")
+    patch.setattr(nn.Module, "__repr__", lambda self: "all modules look alike now")
+
+
+def new_attributes(patch):
+    original = nn.Module.__init__
+
+    def with_more(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.compiled_hint, self.new_option, self.keepdim = "auto", 3, False
+
+    patch.setattr(nn.Module, "__init__", with_more)
+
+
+def other_order(patch):
+    original = nn.Module.state_dict
+
+    def backwards(self, *args, **kwargs):
+        return (
+            dict(reversed(original(self, *args, **kwargs).items()))
+            if not args and not kwargs
+            else original(self, *args, **kwargs)
+        )
+
+    patch.setattr(nn.Module, "state_dict", backwards)
+
+
+def moved_classes(patch):
+    patch.setattr(nn.GELU, "__module__", "torch.nn.somewhere_else")
+
+
+@pytest.mark.parametrize("release", [other_print, new_attributes, other_order, moved_classes])
+def test_a_release_of_a_library_leaves_the_fingerprint(monkeypatch, release):
+    assert vit_of_a_release(monkeypatch, release) == vision_transformer().fingerprint
+
+
+def test_a_release_that_adds_modules_which_do_nothing_leaves_the_fingerprint():
+    chain = tiny_chain()
+    for block in chain.blocks:
+        block.new_norm, block.new_drop = nn.Identity(), nn.Dropout(0.0)
+    assert chain.fingerprint == tiny_chain().fingerprint
+    chain.blocks[0].new_drop.p = 0.5
+    assert chain.fingerprint != tiny_chain().fingerprint
+
+
+def test_files_that_are_out_there_stay_loadable():
+    """The bundled backbones' fingerprints; whoever changes them makes every shared file of a tuned task useless."""
+    from subtuning_lab.nets.registry import load_backbone
+
+    known = {"lab-resnet": "ca0971baadd0195a", "lab-vit": "ae7cb72d7d5d7f77"}
+    assert {name: load_backbone(name).fingerprint[:16] for name in known} == known
+
+
+# ---------------------------------------------------------------- a chain of one's own
+
+
+class Plain(nn.Module):
+    """What a newcomer has: a network that knows nothing of chains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, stride=4)
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.out = nn.Linear(8, 10)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(torch.relu(self.embed(x))))).relu().mean((2, 3))
+
+
+def own_chain() -> tuple[Plain, Chain]:
+    torch.manual_seed(0)
+    net = Plain()
+    blocks = {"first": nn.Sequential(net.first, nn.ReLU()), "second": nn.Sequential(net.second, nn.ReLU())}
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    stem = nn.Sequential(net.embed, nn.ReLU())
+    return net, Chain(stem, blocks, pool, 8, input_size=(3, 8, 8), name="plain", source_head=net.out)
+
+
+def test_a_chain_of_ones_own_computes_the_network():
+    net, chain = own_chain()
+    images = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(chain(images), net.features(images), atol=1e-6)
+    assert chain.part_names == ("stem", "first", "second", "tail")
+    assert not any(p.requires_grad for p in net.parameters())  # source_head is frozen too
+
+
+def test_a_chain_of_ones_own_works_everywhere():
+    _, chain = own_chain()
+    task = tiny_task()
+    fits = fit_together(chain, [[], ["first"], "all"], task.train, Recipe(epochs=2), num_classes=3)
+    assert [fit.blocks for fit in fits] == [frozenset(), {"first"}, set(chain.part_names)]
+    study = Study(chain, task, Recipe(epochs=1), folds=2, device="cpu", progress=False)
+    assert finetuning_profile(study).table["label"].tolist()[:2] == ["first", "second"]
+    tuned = study.fit(["second"])
+    assert set(tuned.weights) == {"second", "head"} and 0 <= study.test(["second"]).mean <= 1
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ([], "blocks is empty"),
+        ({"stem": Residual(6)}, "stem is reserved"),
+        ({"all": Residual(6)}, "all is reserved"),
+        ({"head": Residual(6)}, "head is reserved"),
+        ({"a|b": Residual(6)}, r"'a\|b'"),
+        ({"": Residual(6)}, "''"),
+        ({3: Residual(6)}, "3"),
+        ([Residual(6)] * 2, "block1 and block2 share parameters"),
+    ],
+)
+def test_blocks_that_could_not_be_told_apart_are_refused(blocks, message):
+    with pytest.raises(ValueError, match=message):
+        Chain(nn.Conv2d(3, 6, 3), blocks, nn.Flatten(), 6)
+
+
+def test_moving_a_chain_moves_its_normalization(chain):
+    assert chain.double().mean.dtype == chain(torch.zeros(2, 3, 8, 8, dtype=torch.float64)).dtype == torch.float64

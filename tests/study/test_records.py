@@ -1,0 +1,306 @@
+"""Records survive crashes, several processes and foreign files; a row is there whole or not at all."""
+
+import math
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from subtuning_lab.engine.recipe import Recipe
+from subtuning_lab.search.profiles import finetuning_profile
+from subtuning_lab.study.records import Records, record_key
+from subtuning_lab.study.study import Study
+from tests.helpers import tiny_chain, tiny_task
+
+ROW = {
+    "key": "k",
+    "split": "fold",
+    "backbone": "tiny",
+    "task": "tiny",
+    "blocks": ["block1"],
+    "fold": 0,
+    "seed": 0,
+    "accuracy": 0.5,
+    "loss": 1.25,
+    "n_train": 8,
+    "n_scored": 4,
+    "params": 10,
+    "flops": 1e15,
+    "epochs": 2,
+    "seconds": 0.5,
+    "device": "cpu",
+    "recipe": {"lr": 0.1},
+    "determined_by": {"engine": 1},
+}
+
+
+@pytest.fixture(params=["file", "memory"])
+def records(request, tmp_path):
+    return Records(tmp_path / "new" / "folder" / "r.sqlite" if request.param == "file" else ":memory:")
+
+
+def test_rows_come_back_as_they_went_in(records):
+    records.put([ROW, ROW | {"key": "t", "split": "test", "fold": None, "loss": None, "accuracy": 1.0}])
+    rows = records.get(["k", "t", "absent"])
+    assert set(rows) == {"k", "t"}
+    assert {name: value for name, value in rows["k"].items() if name != "created"} == ROW
+    assert rows["t"]["fold"] is None and rows["t"]["loss"] is None
+    table = records.table()
+    assert table["key"].tolist() == ["k", "t"] and set(table) == {*ROW, "created"}
+    assert table["blocks"].tolist() == [["block1"]] * 2
+
+
+def test_thousands_of_keys_are_found(records):
+    records.put(ROW | {"key": f"k{i}"} for i in range(1500))
+    assert len(records.get([f"k{i}" for i in range(2000)])) == 1500
+    assert records.get([]) == {}
+
+
+def test_the_first_row_of_a_key_stays(records):
+    records.put([ROW])
+    records.put([ROW | {"accuracy": 0.9}, ROW | {"key": "new"}])
+    assert records.get(["k"])["k"]["accuracy"] == 0.5 and len(records.table()) == 2
+
+
+WRONG_ROWS = {
+    "accuracy above 1": {"accuracy": 1.5},
+    "accuracy below 0": {"accuracy": -0.1},
+    "no accuracy": {"accuracy": None},
+    "accuracy that is no number": {"accuracy": math.nan},
+    "unknown split": {"split": "train"},
+    "no task": {"task": None},
+    "unknown column": {"speed": 3},
+    "an object": {"params": object()},
+}
+
+
+@pytest.mark.parametrize("change", WRONG_ROWS.values(), ids=WRONG_ROWS)
+def test_a_wrong_row_is_refused_with_all_rows_of_its_pass(records, change):
+    with pytest.raises(ValueError, match=r"not a score: .*\w"):
+        records.put([ROW, ROW | {"key": "second"} | change])
+    assert len(records.table()) == 0
+    records.put([ROW])  # the store still works
+    assert len(records.table()) == 1
+
+
+def test_a_missing_column_is_named(records):
+    with pytest.raises(ValueError, match="seconds"):
+        records.put([{name: value for name, value in ROW.items() if name != "seconds"}])
+    assert len(records.table()) == 0
+
+
+def test_a_loss_that_is_no_number_reads_as_missing(records):
+    records.put([ROW | {"loss": math.nan}])
+    assert records.table()["loss"].isna().all()
+    assert records.get(["k"])["k"]["accuracy"] == 0.5
+
+
+def test_test_uses_are_counted_per_study(records):
+    assert records.test_uses() == records.test_uses("a") == 0
+    assert [records.count_test(study) for study in ("a", "b", "a")] == [1, 1, 2]
+    assert (records.test_uses("a"), records.test_uses("b"), records.test_uses()) == (2, 1, 3)
+
+
+def test_a_key_follows_values_not_their_order():
+    base = {"a": 1, "b": {"c": 2.0, "d": [1, 2]}}
+    assert record_key(base) == record_key({"b": {"d": [1, 2], "c": 2.0}, "a": 1})
+    others = [
+        {"a": 2, "b": base["b"]},
+        {"a": 1, "b": {"c": 2.5, "d": [1, 2]}},
+        {"a": 1, "b": {"c": 2.0, "d": [2, 1]}},
+        {"a": 1},
+    ]
+    assert len({record_key(value) for value in (base, *others)}) == 5
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_a_store_is_found_again(tmp_path):
+    Records(tmp_path / "r.sqlite").put([ROW])
+    assert Records(str(tmp_path / "r.sqlite")).get(["k"])["k"]["blocks"] == ["block1"]
+
+
+def foreign_database(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE recipes_for_cakes (name TEXT)")
+
+
+def newer_store(path: Path) -> None:
+    Records(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+
+
+FOREIGN = {
+    "text": (lambda path: path.write_text("not a database " * 100), "is not a records file"),
+    "another database": (foreign_database, "recipes_for_cakes"),
+    "a newer version": (newer_store, "version 99; this package reads up to 1"),
+    "a folder": (Path.mkdir, "is not a records file"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), FOREIGN.values(), ids=FOREIGN)
+def test_foreign_files_are_refused_and_left_alone(tmp_path, make, message):
+    path = tmp_path / "r.sqlite"
+    make(path)
+    before = None if path.is_dir() else path.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        Records(path)
+    assert path.is_dir() or path.read_bytes() == before
+
+
+WRITER = """
+import sys
+from subtuning_lab.study.records import Records
+path, name = sys.argv[1:]
+sys.stdin.readline()
+records = Records(path)
+for i in range(40):
+    records.put([{row} | {{"key": f"{{name}}-{{i}}-{{j}}", "backbone": name}} for j in range(3)])
+    records.put([{row} | {{"key": f"both-{{i}}"}}])
+    records.count_test("shared")
+"""
+
+
+def environment() -> dict[str, str]:
+    """For a further process: the same modules, and as many threads, whose number decides the last bits of sums."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def test_two_processes_write_at_once(tmp_path):
+    path = tmp_path / "r.sqlite"
+    command = [sys.executable, "-c", WRITER.format(row=repr(ROW)), path]
+    writers = [
+        subprocess.Popen([*command, name], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(), text=True)
+        for name in ("a", "b")
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        errors = list(pool.map(lambda writer: writer.communicate("go\n", timeout=120)[1], writers))
+    assert [writer.returncode for writer in writers] == [0, 0], errors
+    table = Records(path).table()
+    assert len(table) == 2 * 40 * 3 + 40 and table["key"].is_unique
+    assert Records(path).test_uses("shared") == 80
+
+
+def test_threads_may_make_a_store_at_once(tmp_path):
+    for attempt in range(5):
+        path = tmp_path / f"{attempt}.sqlite"
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(lambda i, path=path: Records(path).put([ROW | {"key": str(i)}]), range(12)))
+        assert len(Records(path).table()) == 12
+
+
+# ---------------------------------------------------------------- kill -9
+
+KILLED = """
+import os, signal, sys
+from tests.helpers import tiny_chain, tiny_task
+from subtuning_lab.engine.recipe import Recipe
+from subtuning_lab.study.study import Study
+from subtuning_lab.search.profiles import finetuning_profile
+
+def kill(trained, total):
+    if trained == {steps}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+study = Study(
+    tiny_chain(), tiny_task(), Recipe(epochs=2, batch_size=4), folds=3, device="cpu", records=sys.argv[1],
+    memory_limit=1, progress=kill,
+)
+finetuning_profile(study)
+"""
+STEPS = 2 * 4  # of one training: 16 of 24 images, in batches of 4, twice
+
+
+def profile_of(path, progress=False, **options):
+    study = Study(
+        tiny_chain(),
+        tiny_task(),
+        Recipe(epochs=2, batch_size=4),
+        folds=3,
+        device="cpu",
+        records=path,
+        progress=progress,
+        **options,
+    )
+    return finetuning_profile(study)
+
+
+def without_times(table):
+    return table.drop(columns=["seconds"], errors="ignore").reset_index(drop=True)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
+    finished = 4  # trainings, then killed within the fifth
+    code = KILLED.format(steps=finished * STEPS + 3)
+    path = tmp_path / "r.sqlite"
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    kept = Records(path).table()
+    assert finished - 1 <= len(kept) <= finished  # linear probing shares its pass, so it may end with another
+    assert kept.drop(columns=["loss", "fold"]).notna().all(axis=None)
+
+    trained = []
+    resumed = profile_of(path, progress=lambda now, total: trained.append((now, total)), memory_limit=1)
+    n_subsets, n_folds = 5, 3
+    assert trained[-1] == ((n_subsets * n_folds - len(kept)) * STEPS,) * 2
+    uninterrupted = profile_of(None, memory_limit=1)
+    assert without_times(resumed.scores).equals(without_times(uninterrupted.scores))
+    assert resumed.table.equals(uninterrupted.table)
+    assert Records(path).table().iloc[: len(kept)].equals(kept)
+
+    trained.clear()
+    assert profile_of(path, progress=lambda *step: trained.append(step)).table.equals(resumed.table)
+    assert trained == []
+
+
+def test_a_run_that_is_stopped_keeps_finished_passes(tmp_path):
+    class StoppedError(Exception):
+        pass
+
+    def stop(trained, total):
+        if trained > 3 * STEPS:
+            raise StoppedError
+
+    path = tmp_path / "r.sqlite"
+    with pytest.raises(StoppedError):
+        profile_of(path, progress=stop, memory_limit=1)
+    kept = len(Records(path).table())
+    assert 2 <= kept <= 3
+    trained = []
+    profile_of(path, progress=lambda *step: trained.append(step))
+    assert trained[-1] == ((15 - kept) * STEPS,) * 2
+
+
+def test_a_training_that_diverges_is_recorded_with_its_missing_loss(tmp_path):
+    recipe = Recipe(epochs=2, batch_size=4, lr=1e30)
+    study = Study(
+        tiny_chain(), tiny_task(), recipe, folds=2, device="cpu", records=tmp_path / "r.sqlite", progress=False
+    )
+    table = study.scores([["block1"]])
+    assert table["loss"].isna().all() and table["accuracy"].between(0, 1).all()
+    again = study.scores([["block1"]])
+    assert again.equals(table)
+    assert torch.isfinite(torch.tensor(table["accuracy"].to_numpy())).all()
+
+
+def test_choices_come_back_and_keep_their_first_value(tmp_path):
+    """Also in a store that an earlier release made, without their table."""
+    Records(tmp_path / "r.sqlite").put([ROW])
+    with sqlite3.connect(tmp_path / "r.sqlite") as connection:
+        connection.execute("DROP TABLE choices")
+    records = Records(tmp_path / "r.sqlite")
+    assert records.get_choice("q") is None
+    records.put_choice("q", {"images": [5, 2]}, {"seed": 0})
+    records.put_choice("q", {"images": [1]}, {"seed": 0})
+    assert Records(tmp_path / "r.sqlite").get_choice("q") == {"images": [5, 2]} and len(records.table()) == 1
