@@ -20,6 +20,7 @@ from subtuning_lab.nets.chain import training_flops
 from subtuning_lab.notebook import block_panels
 from subtuning_lab.notebook import panel as panels
 from subtuning_lab.notebook import study_panels as controls
+from subtuning_lab.search.profiles import LINEAR_PROBING
 
 NAMES = ("stem", "block1", "block2", "block3", "tail")
 
