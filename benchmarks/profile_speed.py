@@ -35,9 +35,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import subtuning_lab as lab
-from subtuning_lab.data.augment import augment, seeded
+from subtuning_lab.data.augment import augment
 from subtuning_lab.nets.chain import training_flops
 from subtuning_lab.report.page import machine_line
+from subtuning_lab.utils.random import seeded
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from subtuning_lab.data.augment import resize_to
 from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.data.task import Split, Task
-from subtuning_lab.engine.job import fast_layout
-from subtuning_lab.nets.chain import Chain, set_trainable
+from subtuning_lab.nets.chain import Chain, frozen_copy, set_trainable
+from subtuning_lab.nets.inputs import network_input
 
 NO_ADAPTATION, BN_STATISTICS = "no adaptation", "BatchNorm statistics"
 _BATCH = 256
@@ -79,7 +78,7 @@ class SourceNetwork:
         if head is None or head.out_features != num_classes:
             has = "has none" if head is None else f"has one of {head.out_features} classes"
             raise ValueError(f"{self.name} needs a pretrained readout of {num_classes} classes; {backbone.name} {has}")
-        network = set_trainable(copy.deepcopy(backbone), []).eval()
+        network = frozen_copy(backbone)
         if self.statistics == "target":
             network = with_statistics(network, train.images, self.prior, image_size)
         return FittedSource(network, image_size)
@@ -116,7 +115,7 @@ def with_statistics(
         prior: the old statistics count as much as so many images do.
         image_size: side in pixels that images are resized to; None keeps their own.
     """
-    network = set_trainable(copy.deepcopy(backbone), []).eval()
+    network = frozen_copy(backbone)
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     old = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in norms]
     for norm in norms:
@@ -157,5 +156,4 @@ def with_readout_of(backbone: Chain, task: Task) -> Chain:
 def _views(backbone: Chain, images: torch.Tensor | StreamedImages, image_size: int | None) -> Iterator[torch.Tensor]:
     """Normalized images (batch, 3, height, width) on the backbone's device, in batches of equal sizes up to one."""
     for rows in torch.arange(len(images)).tensor_split(-(-len(images) // _BATCH)):
-        batch = images[rows.to(images.device)].to(backbone.mean.device, backbone.mean.dtype) / 255
-        yield fast_layout(backbone.normalize(resize_to(batch, image_size)))
+        yield network_input(backbone, images[rows.to(images.device)], image_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression, MultiTaskLasso
 
-from subtuning_lab.data.augment import resize_to
+from subtuning_lab.data.arrays import check_labels, check_number
 from subtuning_lab.data.task import Split
-from subtuning_lab.engine.job import fast_layout
-from subtuning_lab.nets.chain import Chain, set_trainable
-from subtuning_lab.utils.validation import check_labels, check_number
+from subtuning_lab.nets.chain import Chain, frozen_copy
+from subtuning_lab.nets.inputs import network_input
 
 _BATCH, _STEPS = 64, 10_000
 _MAX_PREFIX = 8  # class and register tokens before the tokens of the grid; more than these means that there is no grid
@@ -93,7 +91,7 @@ class Head2Toe:
         check_labels(train.labels, range(num_classes), "train")
         if len(train.labels.unique()) < 2:
             raise ValueError(f"train has the one label {int(train.labels[0])}; a readout needs at least two")
-        frozen = set_trainable(copy.deepcopy(backbone), []).eval()
+        frozen = frozen_copy(backbone)
         key = (frozen.fingerprint, self.pool, image_size)
         raw, owners = _once(train, key, lambda: _features(frozen, train.images, self.pool, image_size))
         center, scale = _scaling(raw, owners)
@@ -225,7 +223,7 @@ def _feature_batches(
     """Features (batch, features) of all parts, float64, and the part's number of each feature."""
     for rows in torch.arange(len(images)).split(_BATCH):
         batch = images[rows.to(images.device)].to(frozen.mean.device)
-        x = fast_layout(frozen.normalize(resize_to(batch.to(frozen.mean.dtype) / 255, image_size)))
+        x = network_input(frozen, batch, image_size)
         size, features = tuple(x.shape[-2:]), []
         for part in frozen.parts:
             x = part(x)

@@ -10,7 +10,6 @@ from typing import ClassVar
 import pandas as pd
 import torch
 
-from subtuning_lab.data.augment import seeded
 from subtuning_lab.data.task import Split
 from subtuning_lab.engine.fit import fit_together
 from subtuning_lab.engine.recipe import Recipe
@@ -21,6 +20,7 @@ from subtuning_lab.nets.heads import fill_readout
 from subtuning_lab.study.study import Blocks, Study
 from subtuning_lab.study.trials import OtherImages
 from subtuning_lab.utils.hashing import fingerprint_of
+from subtuning_lab.utils.random import Stream, seeded
 
 ALPHAS: tuple[float, ...] = tuple(step / 10 for step in range(11))
 _BATCH = 256
@@ -231,7 +231,7 @@ def _source_readout(tuned: TunedTask) -> dict[str, torch.Tensor]:
     """The weights that a readout started from with `head_start="source"`."""
     head = tuned.empty_head()
     start = {name: tensor.cpu() for name, tensor in tuned.backbone.source_head.state_dict().items()}
-    fill_readout(head, seeded(0), start)
+    fill_readout(head, seeded(Stream.HEAD, 0), start)
     return head.state_dict()
 
 

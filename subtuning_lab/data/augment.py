@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2.functional import resize
@@ -17,13 +16,6 @@ AUGMENTATIONS: dict[str, str] = {
     "crop_flip": "a random crop of 35 to 100 % of the area, resized, and flipped: usual for ImageNet networks",
 }
 _MIN_AREA, _MAX_LOG_RATIO, _MAX_SHIFT = 0.35, math.log(4 / 3), 0.25  # a shift of 0.25 is 1/8 of the side [-1, 1]
-
-
-def seeded(*key: int) -> torch.Generator:
-    """A CPU generator for a key such as (seed, epoch, batch); different keys give independent streams."""
-    # SeedSequence takes no notice of trailing zeros, so the key's length goes in as well.
-    state = np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> 1))
 
 
 def check_augmentation(name: str) -> str:

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
+from subtuning_lab.data.arrays import as_images, as_integers, check_labels, check_number, check_validation
 from subtuning_lab.data.corruptions.registry import corrupt
 from subtuning_lab.data.images import StreamedImages, common_size, default_memory_limit, load_images
 from subtuning_lab.data.load import list_images, parse_spec, task_names
 from subtuning_lab.data.splits import HOLDOUT, Listing, stratified_choice
-from subtuning_lab.utils.validation import as_images, as_integers, check_labels, check_number, check_validation
 
 __all__ = ["Split", "Task", "load_task", "task_names"]
 

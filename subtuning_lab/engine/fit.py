@@ -12,6 +12,7 @@ from itertools import chain
 import torch
 from torch import nn
 
+from subtuning_lab.data.arrays import check_labels, check_number
 from subtuning_lab.data.task import Split
 from subtuning_lab.engine.batches import TrunkSource
 from subtuning_lab.engine.job import (
@@ -20,7 +21,6 @@ from subtuning_lab.engine.job import (
     Job,
     Start,
     Weights,
-    fast_layout,
     parameter_groups,
     scale_by_relative_gradients,
     validation_scores,
@@ -31,10 +31,10 @@ from subtuning_lab.engine.recipe import Recipe, check_recipes
 from subtuning_lab.engine.shared_forward import Candidate, SharedForward, Trunk
 from subtuning_lab.engine.trainable import plain_part, tune_parts
 from subtuning_lab.nets.chain import Chain, copy_weights, put_parts, set_trainable, subset_of
-from subtuning_lab.utils.validation import check_labels, check_number
+from subtuning_lab.nets.inputs import fast_layout
 
 #: part of every record's key: raise it whenever the same call may give other numbers than before
-ENGINE_VERSION = 2
+ENGINE_VERSION = 3
 Fits = dict[int, Fit]  # by place among the candidates
 ENGINES: tuple[str, ...] = ("one_pass", "sequential")
 

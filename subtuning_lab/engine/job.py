@@ -6,22 +6,21 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from subtuning_lab.data.augment import augment, resize_to, seeded
+from subtuning_lab.data.augment import augment
 from subtuning_lab.data.task import Split
 from subtuning_lab.engine.recipe import Recipe, lr_factor
 from subtuning_lab.nets.chain import Chain
 from subtuning_lab.nets.heads import empty_readout, fill_readout
+from subtuning_lab.nets.inputs import network_input
+from subtuning_lab.utils.random import Stream, seeded
 
-Layout = TypeVar("Layout", nn.Module, torch.Tensor)
 Start = dict[str, torch.Tensor]  # weights of a readout by tensor name
 Weights = dict[str, dict[str, torch.Tensor]]  # part name, or "head" -> tensor name -> tensor
-_ORDER, _VIEW, _HEAD = 0, 1, 2  # independent streams of chance
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Job:
 
     def order(self, epoch: int) -> tuple[torch.Tensor, ...]:
         """The images of one epoch's batches, int64 (batch,) each, equal sizes up to one."""
-        order = torch.randperm(len(self.train), generator=seeded(self.seed, epoch, _ORDER))
+        order = torch.randperm(len(self.train), generator=seeded(Stream.ORDER, self.seed, epoch))
         return order.tensor_split(self.steps_per_epoch)
 
     def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -77,16 +76,16 @@ class Job:
         for number, rows in enumerate(self.order(epoch)):
             images = self.train.images[rows.to(self.train.images.device)].to(self.device)
             images = images.to(self.backbone.mean.dtype) / 255
-            generator = seeded(self.seed, epoch, _VIEW, number)
+            generator = seeded(Stream.VIEW, self.seed, epoch, number)
             views = augment(images, self.recipe.augment, self.recipe.image_size, generator)
-            yield fast_layout(self.backbone.normalize(views)), self.train.labels[rows].to(self.device)
+            yield network_input(self.backbone, views), self.train.labels[rows].to(self.device)
 
     def validation_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The validation images as they are."""
         for rows in torch.arange(len(self.validation)).split(2 * self.recipe.batch_size):
-            images = self.validation.images[rows.to(self.validation.images.device)].to(self.device)
-            views = resize_to(images.to(self.backbone.mean.dtype) / 255, self.recipe.image_size)
-            yield fast_layout(self.backbone.normalize(views)), self.validation.labels[rows].to(self.device)
+            images = self.validation.images[rows.to(self.validation.images.device)]
+            labels = self.validation.labels[rows].to(self.device)
+            yield network_input(self.backbone, images, self.recipe.image_size), labels
 
     def new_head(self, depth: int = 1, siamese: bool = False, start: Start | None = None) -> nn.Module:
         """A readout that starts at the same random weights for every candidate of a seed, or at given ones.
@@ -97,7 +96,7 @@ class Job:
             start: weights by tensor name, of a readout as deep that saw the features once.
         """
         head = empty_readout(self.backbone.num_features, self.num_classes, depth, siamese)
-        fill_readout(head, seeded(self.seed, _HEAD), start)
+        fill_readout(head, seeded(Stream.HEAD, self.seed), start)
         return head.to(self.device, self.backbone.mean.dtype)
 
     def autocast(self) -> AbstractContextManager:
@@ -223,9 +222,3 @@ def scale_by_relative_gradients(optimizer: torch.optim.Optimizer) -> None:
         means = [sum(group["recent"]) / len(group["recent"]) for group in groups]
         for group, mean in zip(groups, means, strict=True):
             group["lr"] *= mean / (max(means) or 1.0)
-
-
-def fast_layout(value: Layout) -> Layout:
-    """A module or images (batch, channels, height, width), channels last: what float32 convolutions are fastest in."""
-    tensor = value if isinstance(value, torch.Tensor) else next(value.parameters(), None)
-    return value if tensor is None or tensor.dtype == torch.float64 else value.to(memory_format=torch.channels_last)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from subtuning_lab.engine.job import fast_layout
 from subtuning_lab.engine.memory import bytes_per_candidate, kept_for_backward
 from subtuning_lab.engine.shared_forward import SharedForward
-from subtuning_lab.nets.chain import Chain, without_dropout
+from subtuning_lab.nets.chain import Chain, fork_of, without_dropout
+from subtuning_lab.nets.inputs import fast_layout
 
 
 class Prepared:
@@ -40,5 +40,4 @@ class Prepared:
 
     def forks(self, subsets: Sequence[frozenset[str]]) -> list[int]:
         """Where each subset leaves the trunk: the position of its first part; behind the last one without any."""
-        names = self.backbone.part_names
-        return [min((names.index(name) for name in blocks), default=len(names)) for blocks in subsets]
+        return [fork_of(self.backbone, blocks) for blocks in subsets]

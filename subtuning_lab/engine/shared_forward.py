@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.engine.trainable import plain_part, tune_parts
-from subtuning_lab.nets.chain import Chain, copy_weights, subset_of
+from subtuning_lab.nets.chain import Chain, copy_weights, examine_parts, fork_of, subset_of
 from subtuning_lab.nets.fuse import fold_batchnorm
 
 Trunk = Mapping[int, torch.Tensor]  # position of a part -> its input (batch, ...)
@@ -35,7 +35,7 @@ class Candidate(nn.Module):
         self.tuned = nn.ModuleDict({str(i): parts[name] for name, i in self.positions.items()})
         self.head, self.bn, self.siamese = head, recipe.bn, recipe.siamese and bool(subset)
         #: position of the first tuned part: the candidate leaves the trunk there
-        self.fork = min(self.positions.values(), default=len(backbone.part_names))
+        self.fork = fork_of(backbone, subset)
 
     @property
     def parts(self) -> dict[int, nn.Module]:
@@ -80,17 +80,19 @@ class SharedForward:
     """
 
     def __init__(self, backbone: Chain, example: torch.Tensor, fold: bool = True):
+        parts = dict(zip(backbone.part_names, backbone.parts, strict=True))
+        #: parts that write into their input, which others still need
+        self.in_place, mixing = examine_parts(parts, example)
+        if mixing:
+            raise ValueError(
+                f"{mixing[0]} mixes the images of a batch even when frozen, e.g. by BatchNorm without running "
+                'statistics; such a network can\'t be trained in one pass: give engine="sequential"'
+            )
         self.frozen: list[nn.Module] = []
-        self.in_place: set[int] = set()  # parts that write into their input, which others still need
         with torch.no_grad():
-            for position, (name, part) in enumerate(zip(backbone.part_names, backbone.parts, strict=True)):
+            for part in parts.values():
                 self.frozen.append(fold_batchnorm(part, example) if fold else part)
-                x = example.clone()
-                output = part(x)
-                if x._version > 0:
-                    self.in_place.add(position)
-                _check_rows(name, part(example[:1].clone()), output[:1])
-                example = output
+                example = part(example.clone())
 
     def exits(self, candidates: Iterable[Candidate]) -> set[int]:
         """Positions whose input the candidates take from the trunk; behind the last part stand the features."""
@@ -141,15 +143,6 @@ class SharedForward:
             if h is not None and position == len(self.frozen) - 2:
                 _keep_layout(h)
         return dict(zip(on_board, h.chunk(len(on_board)), strict=True)) if on_board else {}
-
-
-def _check_rows(name: str, alone: torch.Tensor, beside_others: torch.Tensor) -> None:
-    """Raises where an image's output depends on its neighbours, far beyond rounding (which is coarse in TF32)."""
-    if (alone - beside_others).abs().amax() > 1e-2 * beside_others.abs().amax():
-        raise ValueError(
-            f"{name} mixes the images of a batch even when frozen, e.g. by BatchNorm without running statistics; "
-            'such a network can\'t be trained in one pass: give engine="sequential"'
-        )
 
 
 def _keep_layout(h: torch.Tensor) -> None:

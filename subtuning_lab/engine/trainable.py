@@ -10,11 +10,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from subtuning_lab.data.augment import seeded
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.nets.chain import Chain, subset_of
+from subtuning_lab.utils.random import Stream, seeded
 
-_ADAPTER, _WEIGHTS = 3, 4  # streams of chance, beside those of a job
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -32,7 +31,7 @@ def tune(part: nn.Module, recipe: Recipe, seed: int = 0, position: int = 0) -> n
     """
     part = copy.deepcopy(part).requires_grad_(False)
     if recipe.init == "random":
-        _reset(part, _start_seed(seed, _WEIGHTS, position))
+        _reset(part, _start_seed(Stream.WEIGHTS, seed, position))
     if recipe.adapter is not None:
         return _with_adapter(part, recipe, seed, position)
     for parameter in _chosen(part, recipe.params):
@@ -81,8 +80,8 @@ def _chosen(part: nn.Module, params: str) -> list[nn.Parameter]:
     return list(part.parameters())
 
 
-def _start_seed(seed: int, stream: int, position: int) -> int:
-    return int(torch.randint(2**62, (), generator=seeded(seed, stream, position)))
+def _start_seed(stream: Stream, seed: int, position: int) -> int:
+    return int(torch.randint(2**62, (), generator=seeded(stream, seed, position)))
 
 
 def _reset(part: nn.Module, seed: int) -> None:
@@ -108,7 +107,7 @@ def _with_adapter(part: nn.Module, recipe: Recipe, seed: int, position: int) -> 
     if config is None:
         return part
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_start_seed(seed, _ADAPTER, position))
+        torch.manual_seed(_start_seed(Stream.ADAPTER, seed, position))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Unsupported layer type")  # of timm's own kinds of LayerNorm
             return peft().inject_adapter_in_model(config, _Adapted(part))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from subtuning_lab.data.arrays import check_number
 from subtuning_lab.data.task import Task
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.experiments.low_data import method_differences
@@ -15,7 +16,6 @@ from subtuning_lab.nets.chain import Chain, in_order
 from subtuning_lab.search.exhaustive import candidate_table
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.study import Blocks, Study
-from subtuning_lab.utils.validation import check_number
 
 SUBTUNING = "SubTuning"
 #: fields of the recipe that an ablation changes, by its name; a list is tried on the folds

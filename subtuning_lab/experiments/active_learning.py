@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
+from subtuning_lab.data.arrays import check_number
 from subtuning_lab.data.splits import stratified_choice
 from subtuning_lab.data.task import Task
 from subtuning_lab.engine.fit import ENGINE_VERSION
@@ -23,7 +24,6 @@ from subtuning_lab.search.exhaustive import CheapScores
 from subtuning_lab.search.greedy import greedy_subtuning
 from subtuning_lab.study.records import Records, record_key
 from subtuning_lab.study.study import Blocks, Study
-from subtuning_lab.utils.validation import check_number
 
 METHODS: dict[str, Blocks] = {"linear probing": (), "full finetuning": "all", GREEDY: GREEDY}
 

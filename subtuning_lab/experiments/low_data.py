@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from subtuning_lab.baselines.compare import BASELINES, HEAD2TOE, RANDOM_PARAMETERS, RANDOM_SIZE, Search, compare_methods
+from subtuning_lab.data.arrays import check_number
 from subtuning_lab.data.task import Task
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.nets.chain import Chain
@@ -16,7 +17,6 @@ from subtuning_lab.search.exhaustive import CheapScores, best_window
 from subtuning_lab.search.greedy import GreedyResult, greedy_subtuning
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.study import Study
-from subtuning_lab.utils.validation import check_number
 
 GREEDY, BEST_WINDOW = "greedy", "best window"
 

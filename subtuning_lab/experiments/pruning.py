@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import pandas as pd
 import torch
 
+from subtuning_lab.data.arrays import check_number
 from subtuning_lab.data.task import Split
 from subtuning_lab.engine.fit import fit_together
 from subtuning_lab.engine.recipe import Recipe
@@ -22,7 +23,6 @@ from subtuning_lab.nets.chain import Chain, copy_weights, count_parameters, in_o
 from subtuning_lab.nets.narrow import narrow_parts
 from subtuning_lab.study.study import Blocks, Study
 from subtuning_lab.study.trials import TestResult
-from subtuning_lab.utils.validation import check_number
 
 WHEN: tuple[str, ...] = ("before", "after")
 

@@ -10,9 +10,9 @@ import torch
 from scipy import stats
 from torch import nn
 
+from subtuning_lab.data.arrays import check_number
 from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.inference.tuned_task import TunedTask
-from subtuning_lab.utils.validation import check_number
 
 RANDOM = "random"
 QUERY_VERSION = 1  # of the strategies; another one makes recorded queries void

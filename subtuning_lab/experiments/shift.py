@@ -11,6 +11,7 @@ import pandas as pd
 
 from subtuning_lab.baselines.bn_adapt import BN_STATISTICS, NO_ADAPTATION, SourceNetwork, with_readout_of
 from subtuning_lab.baselines.compare import compare_methods, stages
+from subtuning_lab.data.arrays import check_number
 from subtuning_lab.data.corruptions.registry import corrupt
 from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.data.load import parse_spec
@@ -23,7 +24,6 @@ from subtuning_lab.search.greedy import GreedyResult, greedy_subtuning
 from subtuning_lab.search.profiles import Profile, finetuning_profile, summarize
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.study import Study
-from subtuning_lab.utils.validation import check_number
 
 STAGES, INPUT, LABEL = "stages", "input", "label"
 SHIFT_METHODS = (NO_ADAPTATION, BN_STATISTICS, "linear probing", "full finetuning", "Auto-RGN", STAGES, GREEDY)

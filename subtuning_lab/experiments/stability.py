@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from subtuning_lab.data.arrays import check_number
 from subtuning_lab.search.profiles import Profile
 from subtuning_lab.study.study import Study
 from subtuning_lab.theory.bounds import failure_of
 from subtuning_lab.theory.measure import rank_correlations, spearman
-from subtuning_lab.utils.validation import check_number
 
 _MOST_SPLITS = 40  # of the folds in two halves
 

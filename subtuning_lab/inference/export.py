@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from subtuning_lab.data.arrays import check_number
 from subtuning_lab.inference.merge import MergedNetwork, shell
 from subtuning_lab.nets.chain import Chain
 from subtuning_lab.nets.fuse import fold_batchnorm
-from subtuning_lab.utils.validation import check_number
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _SUFFIXES = (".pt2", ".onnx")

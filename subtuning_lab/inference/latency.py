@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from subtuning_lab.utils.validation import check_number
+from subtuning_lab.data.arrays import check_number
 
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

@@ -12,7 +12,7 @@ from torch import nn
 from subtuning_lab.data.augment import resize_to
 from subtuning_lab.inference.schedule import TRUNK, plan_rows
 from subtuning_lab.inference.tuned_task import TunedTask
-from subtuning_lab.nets.chain import Chain
+from subtuning_lab.nets.chain import Chain, examine_parts
 from subtuning_lab.nets.narrow import narrowed
 
 ORIGINAL = "original"
@@ -144,20 +144,11 @@ def shell(module: nn.Module) -> nn.Module:
 def _examine(backbone: Chain, parts: list[nn.Module], image_size: int | None) -> frozenset[int]:
     """Positions of parts that write into their input; raises where an image's output depends on its neighbours."""
     size = backbone.input_size[1:] if image_size is None else (image_size, image_size)
-    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(backbone.mean)
-    in_place = set()
-    with torch.no_grad():
-        for position, (name, part) in enumerate(zip(backbone.part_names, parts, strict=True)):
-            x = x.clone()
-            first, before = x[:1].clone(), x._version
-            output = part(x)
-            if x._version > before:
-                in_place.add(position)
-            # Rounding is coarse in TF32; BatchNorm without running statistics is off by the size of the output.
-            if (part(first) - output[:1]).abs().amax() > 1e-2 * output.abs().amax():
-                raise ValueError(f"{name} of {backbone.name} mixes the images of a batch; its rows can't be merged")
-            x = output
-    return frozenset(in_place)
+    example = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).to(backbone.mean)
+    in_place, mixing = examine_parts(dict(zip(backbone.part_names, parts, strict=True)), example)
+    if mixing:
+        raise ValueError(f"{mixing[0]} of {backbone.name} mixes the images of a batch; its rows can't be merged")
+    return in_place
 
 
 def _head(task: TunedTask, backbone: Chain) -> nn.Module:

@@ -11,14 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from subtuning_lab.data.augment import seeded
+from subtuning_lab.data.arrays import check_number
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain, copy_weights, in_order, put_parts, set_trainable
-from subtuning_lab.utils.validation import check_number
+from subtuning_lab.utils.random import Stream, seeded
 
 SCOPES: tuple[str, ...] = ("local", "global")
 IMPORTANCES: dict[str, int | None] = {"l1": 1, "l2": 2, "random": None}  # name -> the norm's exponent
-_RANDOM = 5  # a stream of chance, beside those of a job and of tuning
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def _narrow(chain: Chain, blocks: Iterable[str], how: Pruning, image_size: int |
         )
     own = [layer for name in names for layer in layers[name]]
     if how.importance == "random":
-        draws = seeded(how.seed, _RANDOM)
+        draws = seeded(Stream.PRUNING, how.seed)
         own = [layer._replace(scores=torch.rand(len(layer.units), generator=draws)) for layer in own]
     for layer, units in zip(own, _least_important([layer.scores for layer in own], how), strict=True):
         _remove(layer, units)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,13 +11,21 @@ import pandas as pd
 import torch
 from torch import nn
 
+from subtuning_lab.data.arrays import check_number
 from subtuning_lab.data.task import Split
 from subtuning_lab.inference.checkpoint import STORED_DTYPES, Weights, read_task, stored, write_task
 from subtuning_lab.inference.task_networks import SiameseNetwork, TaskNetwork
-from subtuning_lab.nets.chain import Chain, in_order, part_table, put_parts, set_trainable, subset_of
+from subtuning_lab.nets.chain import (
+    Chain,
+    fork_of,
+    frozen_copy,
+    in_order,
+    part_table,
+    put_parts,
+    subset_of,
+)
 from subtuning_lab.nets.heads import empty_readout
 from subtuning_lab.nets.narrow import check_narrow, narrowed
-from subtuning_lab.utils.validation import check_number
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class TunedTask:
         whatever is called on it. A Siamese one holds frozen parts once and computes what comes before the first tuned
         part once.
         """
-        chain = _frozen_copy(self.backbone)
+        chain = frozen_copy(self.backbone)
         for name in self.blocks:
             own = {key: t.clone(memory_format=torch.contiguous_format) for key, t in self.weights[name].items()}
             put_parts(chain, {name: narrowed(chain.part(name), own)})
@@ -97,9 +104,9 @@ class TunedTask:
         head.load_state_dict(self.weights["head"])
         if not self.siamese:
             return TaskNetwork(chain, head, self.image_size).eval()
-        frozen = _frozen_copy(self.backbone)
+        frozen = frozen_copy(self.backbone)
         put_parts(chain, {name: frozen.part(name) for name in chain.part_names if name not in self.blocks})
-        return SiameseNetwork(chain, head, self.image_size, frozen, _first_tuned(chain, self.blocks)).eval()
+        return SiameseNetwork(chain, head, self.image_size, frozen, fork_of(chain, self.blocks)).eval()
 
     def empty_head(self, device: str = "cpu") -> nn.Module:
         """A readout like this task's, features to logits, whose weights are not set yet."""
@@ -207,16 +214,6 @@ def load_tuned(path: str | Path, backbone: Chain) -> TunedTask:
 def show_score(value: float) -> str:
     """A score as text: counts as they are, shares with three decimals."""
     return str(value) if isinstance(value, int) else f"{value:.3f}"
-
-
-def _frozen_copy(backbone: Chain) -> Chain:
-    return set_trainable(copy.deepcopy(backbone), []).eval()
-
-
-def _first_tuned(backbone: Chain, blocks: Iterable[str]) -> int:
-    """Position of the first tuned part; behind the last part if there is none."""
-    names = in_order(backbone, blocks)
-    return backbone.part_names.index(names[0]) if names else len(backbone.part_names)
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 
+from subtuning_lab.data.arrays import check_number
 from subtuning_lab.inference.export import optimize
 from subtuning_lab.inference.latency import OneAfterAnother, compare_latency
 from subtuning_lab.inference.merge import ORIGINAL, merge_tasks
@@ -18,7 +19,6 @@ from subtuning_lab.nets.chain import Chain, copy_weights, in_order, part_table
 from subtuning_lab.notebook.panel import Panel, Picture, draw
 from subtuning_lab.plots.merge import fork_size, plot_fork
 from subtuning_lab.plots.profiles import BLUE, PALE_BLUE
-from subtuning_lab.utils.validation import check_number
 
 _MERGED, _SEPARATE = "merged", "separate"
 _SMALL = """<style>

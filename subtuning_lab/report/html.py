@@ -1,11 +1,12 @@
 """Static pages of executed notebooks that need no network and run no script."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import nbformat
+
+from subtuning_lab.utils.files import write_atomically
 
 _SCRIPT = re.compile(r"<script\b.*?</script\s*>", re.DOTALL | re.IGNORECASE)
 # Code spans and fences come first, so that a dollar sign inside them is left alone.
@@ -14,14 +15,6 @@ _MATH = re.compile(
 )
 _WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 _LIVE_ONLY = "(An interactive panel: open the notebook in JupyterLab to use it.)"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
 
 
 def export_html(notebook: str | Path, target: str | Path) -> Path:

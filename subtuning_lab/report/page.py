@@ -17,7 +17,7 @@ import nbformat
 import pandas as pd
 from matplotlib.figure import Figure
 
-from subtuning_lab.report.html import write_atomically
+from subtuning_lab.utils.files import write_atomically
 
 REPORT = "report.html"
 _SECTION_NAME = re.compile(r"[A-Za-z0-9][\w-]*")

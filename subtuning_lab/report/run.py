@@ -15,9 +15,10 @@ from typing import Any
 
 import nbformat
 
-from subtuning_lab.report.html import export_html, write_atomically
+from subtuning_lab.report.html import export_html
 from subtuning_lab.report.page import REPORT, build_report, read_run, without_colours
 from subtuning_lab.report.presets import load_preset, settle_parameters
+from subtuning_lab.utils.files import write_atomically
 
 _STEM = re.compile(r"(\d\d)_(\w+)")
 _TRACEBACK_LINES = 6

@@ -12,16 +12,16 @@ import pandas as pd
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from subtuning_lab.data.arrays import check_number
 from subtuning_lab.data.task import Split, Task
 from subtuning_lab.engine.recipe import Recipe, check_recipes, recipe_grid
 from subtuning_lab.inference.tuned_task import TunedTask
-from subtuning_lab.nets.chain import BN_MODES, Chain, count_parameters, in_order, part_table, set_trainable
+from subtuning_lab.nets.chain import BN_MODES, Chain, count_parameters, frozen_copy, in_order, part_table
 from subtuning_lab.study.keys import Scorebook
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.runner import Trainer
 from subtuning_lab.study.study_checks import check_images, check_other, check_seeds, check_types, usable_device
 from subtuning_lab.study.trials import Arm, Method, OtherImages, TestResult, Trial
-from subtuning_lab.utils.validation import check_number
 
 Blocks = Iterable[str] | Literal["all"]
 
@@ -68,7 +68,7 @@ class Study:
         self.recipes, self.seeds = check_recipes(recipe), check_seeds(seeds)
         self.task, self.n_folds, self.progress = task, folds, progress
         self.device = usable_device(device)
-        self.backbone = set_trainable(copy.deepcopy(backbone), []).eval().to(self.device)
+        self.backbone = frozen_copy(backbone).to(self.device)
         self.records = records if isinstance(records, Records) else Records(records or ":memory:")
         self._folds = task.folds(folds)
         self._others: dict[Split, OtherImages] = {}

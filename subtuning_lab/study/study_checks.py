@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from subtuning_lab.data.augment import resize_to
+from subtuning_lab.data.arrays import check_labels
 from subtuning_lab.data.task import Split, Task
 from subtuning_lab.engine.fit import ENGINES
 from subtuning_lab.nets.chain import Chain
-from subtuning_lab.utils.validation import check_labels
+from subtuning_lab.nets.inputs import network_input
 
 _SHARED, _CHUNK = 0.1, 256  # share of other images that may be test images; images decoded at a time
 
@@ -75,7 +75,7 @@ def check_images(backbone: Chain, task: Task, image_size: int | None) -> None:
     size = image_size or task.image_size[0]
     try:
         with torch.no_grad():
-            features = backbone(backbone.normalize(resize_to(image / 255, image_size).to(backbone.mean.dtype)))
+            features = backbone(network_input(backbone, image, image_size))
     except (AssertionError, RuntimeError, ValueError) as error:
         wanted = backbone.input_size[-1]
         raise ValueError(

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from subtuning_lab.data.augment import seeded
+from subtuning_lab.data.arrays import check_number
 from subtuning_lab.engine.fit import fit_together
 from subtuning_lab.engine.job import Start
 from subtuning_lab.inference.tuned_task import TunedTask
@@ -32,11 +32,10 @@ from subtuning_lab.theory.linearization import distance, taylor_logits
 from subtuning_lab.theory.per_sample_grads import GradientNorms, gradient_norms
 from subtuning_lab.theory.rademacher import rademacher_bound, ramp_error
 from subtuning_lab.theory.weight_noise import Sigmas, half_prior_bound, noise_grid, noisy_bound, readout_start
-from subtuning_lab.utils.validation import check_number
+from subtuning_lab.utils.random import Stream, seeded
 
 BOUNDS: tuple[str, ...] = ("paper", "rademacher", "pac_bayes")
 RADII = geometric_grid(1e-2, 1e4, math.sqrt(2))
-_IMAGES = 4  # a stream of chance, beside those of `posteriors`
 
 
 def measure_bounds(
@@ -240,7 +239,7 @@ def _fold_gaps(study: Study, subsets: Sequence[tuple[str, ...]]) -> dict[tuple[s
 def _norms_at_start(study: Study, start: Start, n_jacobian: int | None, seed: int) -> GradientNorms:
     """Gradient norms of training images, all or some, at the weights that every subset starts from."""
     train, recipe = study.task.train, study.recipes[0]
-    rows = torch.randperm(len(train), generator=seeded(seed, _IMAGES))[: n_jacobian or len(train)].sort().values
+    rows = torch.randperm(len(train), generator=seeded(Stream.SAMPLE, seed))[: n_jacobian or len(train)].sort().values
     head = torch.nn.utils.skip_init(torch.nn.Linear, study.backbone.num_features, study.task.num_classes)
     head.load_state_dict(start)
     return gradient_norms(study.backbone, head, train.images[rows], image_size=recipe.image_size)

@@ -14,8 +14,8 @@ from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, vjp, vmap
 
-from subtuning_lab.data.augment import seeded
 from subtuning_lab.nets.chain import Chain
+from subtuning_lab.utils.random import Stream, seeded
 
 _NETWORK = threading.Lock()  # hooks, and parameters put in place for a call, are seen by every thread
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)
@@ -79,7 +79,7 @@ def _plan(trace: Trace) -> Plan:
     if (trace.part(trace.x[:1].clone()) - trace.output[:1]).abs().amax() > 1e-6 * trace.output.abs().amax():
         raise ValueError(f"{trace.name} mixes the images of a batch, e.g. by BatchNorm without running statistics")
     others = dict(trace.part.named_parameters())
-    g = [torch.randn(trace.output.shape, generator=seeded(0)).to(trace.output)]
+    g = [torch.randn(trace.output.shape, generator=seeded(Stream.PROBE, 0)).to(trace.output)]
     expected, names = _norms_by_vmap(trace, others, g), {module: name for name, module in trace.part.named_modules()}
     called, modules = [module for module, *_ in trace.calls], set()
     for (module, x, _), gradient in zip(trace.calls, _gradients(trace, g)[1], strict=True):

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from subtuning_lab.data.augment import resize_to, seeded
-from subtuning_lab.engine.job import fast_layout
+from subtuning_lab.data.arrays import as_images, as_integers, check_labels, check_number
 from subtuning_lab.engine.memory import bytes_per_candidate, free_bytes
-from subtuning_lab.nets.chain import Chain, set_trainable
+from subtuning_lab.nets.chain import Chain, frozen_copy
+from subtuning_lab.nets.inputs import fast_layout, network_input
 from subtuning_lab.theory.per_image import norms_backward, plans_of, trace_parts
-from subtuning_lab.utils.validation import as_images, as_integers, check_labels, check_number
+from subtuning_lab.utils.random import Stream, seeded
 
 Result = TypeVar("Result")
 
@@ -113,7 +113,7 @@ def gradient_norms(
     for name, value in sizes.items():
         check_number(name, value, 1)
     check_number("directions", directions, 2)
-    network = fast_layout(set_trainable(copy.deepcopy(backbone), []).eval())
+    network = fast_layout(frozen_copy(backbone))
     head = copy.deepcopy(head).to(network.mean).requires_grad_(False)
     basis = _basis(head.weight)
     count = {"exact": len(basis), "random": directions, "loss": 1}[method]
@@ -183,7 +183,7 @@ def _class_directions(
     if labels is not None:
         return (logits.softmax(1) - F.one_hot(labels[rows], logits.shape[1]).to(logits))[None]
     shape = (directions, logits.shape[1])
-    signs = [torch.randint(2, shape, generator=seeded(seed, row)) for row in rows.tolist()]
+    signs = [torch.randint(2, shape, generator=seeded(Stream.SIGNS, seed, row)) for row in rows.tolist()]
     return (2 * torch.stack(signs, 1) - 1).to(logits)
 
 
@@ -206,8 +206,7 @@ def _bytes(network: Chain, image: torch.Tensor) -> tuple[int, int]:
 
 
 def _views(network: Chain, images: torch.Tensor, image_size: int | None) -> torch.Tensor:
-    images = images.to(network.mean.device).to(network.mean.dtype) / 255
-    return fast_layout(network.normalize(resize_to(images, image_size)))
+    return network_input(network, images, image_size)
 
 
 def _check_call(

@@ -11,17 +11,18 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from subtuning_lab.data.augment import resize_to, seeded
+from subtuning_lab.data.arrays import check_number
 from subtuning_lab.data.task import Split
-from subtuning_lab.engine.job import Job, Start, fast_layout
+from subtuning_lab.engine.job import Job, Start
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.inference.tuned_task import TunedTask
-from subtuning_lab.nets.chain import Chain, in_order
+from subtuning_lab.nets.chain import Chain, fork_of, in_order
+from subtuning_lab.nets.inputs import network_input
 from subtuning_lab.study.study import Blocks, Study
 from subtuning_lab.theory.bounds import Bound, as_numbers, check_real, failure_of, geometric_grid
 from subtuning_lab.theory.linearization import distance
 from subtuning_lab.theory.pac_bayes import gaussian_kl, kl_inverse, pac_bayes_bound
-from subtuning_lab.utils.validation import check_number
+from subtuning_lab.utils.random import Stream, seeded
 
 SIGMAS: dict[str, tuple[float, ...]] = {"blocks": geometric_grid(0.0025, 0.16), "head": geometric_grid(0.01, 5.12)}
 Sigmas = Mapping[str, Sequence[float]] | Sequence[float] | None
@@ -166,15 +167,14 @@ def posterior_errors(
     for name, value in {"draws": draws, "images_per_draw": images_per_draw}.items():
         check_number(name, value, 1)
     check_number("seed", seed, 0)
-    network, names = tuned.network(), tuned.backbone.part_names
-    fork = min((names.index(name) for name in tuned.blocks), default=len(names))
+    network, fork = tuned.network(), fork_of(tuned.backbone, tuned.blocks)
     trunk = torch.cat([_before(network, fork, split, rows) for rows in torch.arange(len(split)).split(_ROWS)])
-    if fork == len(names):
+    if fork == len(tuned.backbone.part_names):
         exact = torch.cat([_error_chances(network.head, *own, head_sigmas) for own in _paired(trunk, split)])
         return exact.mean(0).expand(len(sigmas), draws, -1)
 
     def score(sigma: float, numbers: torch.Tensor) -> torch.Tensor:
-        noise = [seeded(seed, int(number)) for number in numbers]
+        noise = [seeded(Stream.NOISE, seed, int(number)) for number in numbers]
         rows = torch.stack([torch.randint(len(split), (images_per_draw,), generator=own) for own in noise])
         features = _noisy_features(tuned, network.backbone, fork, trunk[rows.to(trunk.device)], sigma, noise)
         chances = _error_chances(network.head, features.flatten(0, 1), split.labels[rows.flatten()], head_sigmas)
@@ -201,8 +201,7 @@ def noise_grid(sigmas: Sigmas) -> dict[str, tuple[float, ...]]:
 def _before(network: nn.Module, fork: int, split: Split, rows: torch.Tensor) -> torch.Tensor:
     """Activations of some images where the first tuned part begins."""
     chain = network.backbone
-    images = split.images[rows.to(split.images.device)].to(chain.mean.device).to(chain.mean.dtype) / 255
-    x = fast_layout(chain.normalize(resize_to(images, network.image_size)))
+    x = network_input(chain, split.images[rows.to(split.images.device)], network.image_size)
     for part in chain.parts[:fork]:
         x = part(x)
     return x

@@ -1,85 +1,289 @@
-"""What callers hand in, checked and brought to the types that tasks hold."""
+"""What an argument may be, declared once: rules check values, word the errors, and make wrong values for the tests.
+
+    @checked(epochs=Whole(1), lr=Real(0, above=True))
+    def train(epochs, lr): ...
+
+No torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral
+from numbers import Real as RealNumber
+from typing import Any, TypeVar
 
-import numpy as np
-import torch
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def as_images(images: np.ndarray | torch.Tensor, what: str = "images") -> torch.Tensor:
-    """Convert images in memory to a new uint8 tensor.
+class Rule:
+    """What one value may be.
+
+    A subclass says `allowed` in words, tells in `fits` whether a value is of the right type and within its limits, and
+    makes values that are neither in `wrong`.
+    """
+
+    none: bool = False  # whether None is allowed, too
+    allowed: str
+
+    def check(self, name: str, value: object) -> None:
+        """Raises TypeError for a value of another type, ValueError for one that is not allowed."""
+        if value is None and self.none:
+            return
+        error = self.error_of(value)
+        if error is not None:
+            raise error(f"{name} is {shown(value)}; it must be {self.allowed}{' or None' if self.none else ''}")
+
+    def error_of(self, value: object) -> type[Exception] | None:
+        """The kind of error that a value deserves; None for an allowed one."""
+        raise NotImplementedError
+
+    def wrong(self) -> Iterator[object]:
+        """Values that `check` refuses."""
+        if not self.none:
+            yield None
+
+    def or_none(self) -> Rule:
+        """The same rule, with None allowed, too."""
+        return replace(self, none=True)
+
+
+@dataclass(frozen=True)
+class Whole(Rule):
+    """A whole number (numpy's too, no bool) from `low` to `high`, both allowed."""
+
+    low: int | None = 0
+    high: int | None = None
+    none: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """The limits in words."""
+        return f"a whole number{_limits(self.low, self.high)}"
+
+    def error_of(self, value: object) -> type[Exception] | None:
+        if _is_bool(value) or not isinstance(value, Integral):
+            return TypeError
+        return None if _within(value, self.low, self.high) else ValueError
+
+    def wrong(self) -> Iterator[object]:
+        yield from super().wrong()
+        yield from ("1", 1.5, True, math.nan, [1])
+        yield from _beyond(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Real(Rule):
+    """A finite number (numpy's too, no bool) from `low` to `high`; `above` and `below` leave these out themselves."""
+
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    below: bool = False
+    infinite: bool = False
+    none: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """The limits in words."""
+        return f"a {'' if self.infinite else 'finite '}number{_limits(self.low, self.high, self.above, self.below)}"
+
+    def error_of(self, value: object) -> type[Exception] | None:
+        if _is_bool(value) or not isinstance(value, RealNumber):
+            return TypeError
+        number = float(value)  # numpy's float32 would overflow in comparisons
+        if math.isnan(number) or (math.isinf(number) and not self.infinite):
+            return ValueError
+        outside = (self.above and number <= self.low) or (self.below and number >= self.high)
+        return ValueError if outside or not _within(number, self.low, self.high) else None
+
+    def wrong(self) -> Iterator[object]:
+        yield from super().wrong()
+        yield from ("1", True, math.nan, [1.0])
+        yield from () if self.infinite else (math.inf, -math.inf)
+        yield from _beyond(self.low, self.high)
+        yield from (limit for limit, out in ((self.low, self.above), (self.high, self.below)) if out)
+
+
+@dataclass(frozen=True)
+class OneOf(Rule):
+    """One of some plain values."""
+
+    options: Collection[object]
+    none: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """The options in words."""
+        return f"one of {', '.join(map(str, self.options))}"
+
+    def error_of(self, value: object) -> type[Exception] | None:
+        same = [option for option in self.options if type(option) is type(value) and option == value]
+        return None if same else ValueError
+
+    def wrong(self) -> Iterator[object]:
+        if not self.none and None not in self.options:
+            yield None
+        yield from ("no such option", 17, [])
+
+
+@dataclass(frozen=True)
+class Flag(Rule):
+    """True or False, and nothing that merely counts as them."""
+
+    none: bool = False
+    allowed = "True or False"
+
+    def error_of(self, value: object) -> type[Exception] | None:
+        return None if _is_bool(value) else TypeError
+
+    def wrong(self) -> Iterator[object]:
+        yield from super().wrong()
+        yield from (1, "yes", [])
+
+
+@dataclass(frozen=True)
+class Text(Rule):
+    """A string, not empty."""
+
+    none: bool = False
+    allowed = "a string, not empty"
+
+    def error_of(self, value: object) -> type[Exception] | None:
+        if not isinstance(value, str):
+            return TypeError
+        return None if value else ValueError
+
+    def wrong(self) -> Iterator[object]:
+        yield from super().wrong()
+        yield from ("", 3, b"bytes")
+
+
+@dataclass(frozen=True)
+class Is(Rule):
+    """An instance of a class, or of one of several; given by name ("Chain") where its module is not to be imported."""
+
+    kinds: type | str | tuple[type | str, ...]
+    none: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """The classes in words."""
+        names = [kind if isinstance(kind, str) else kind.__name__ for kind in self._kinds]
+        return f"a {' or '.join(names)}"
+
+    @property
+    def _kinds(self) -> tuple[type | str, ...]:
+        return self.kinds if isinstance(self.kinds, tuple) else (self.kinds,)
+
+    def error_of(self, value: object) -> type[Exception] | None:
+        ancestors = {kind.__name__ for kind in type(value).__mro__}
+        known = (kind in ancestors if isinstance(kind, str) else isinstance(value, kind) for kind in self._kinds)
+        return None if any(known) else TypeError
+
+    def wrong(self) -> Iterator[object]:
+        yield from super().wrong()
+        yield object()
+
+
+@dataclass(frozen=True)
+class Several(Rule):
+    """A list, tuple or alike of values that fit a rule; no string, and no generator, which could be read only once.
 
     Args:
-        images: uint8, or floating point in [0, 1]: (n, 3, H, W), (n, H, W, 3), or grey (n, H, W) or (n, 1, H, W).
-        what: the argument's name, for messages.
-    Returns:
-        uint8 tensor (n, 3, H, W).
-    Raises:
-        TypeError: neither array nor tensor, or a dtype that is neither uint8 nor floating point.
-        ValueError: another shape, or NaN or values outside [0, 1]; the first bad image's index is named.
+        each: rule of every value.
+        least: fewest values.
+        unique: whether no value may come twice.
     """
-    if not isinstance(images, np.ndarray | torch.Tensor):
-        raise TypeError(f"{what} must be a numpy array or torch tensor, got {type(images).__name__}")
-    if isinstance(images, np.ndarray):
-        if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-            raise TypeError(f"{what} must be uint8, or floating point in [0, 1], got {images.dtype}")
-        images = torch.from_numpy(np.ascontiguousarray(images))
-    images = _channels_first(images.detach().cpu(), what)
-    if images.is_floating_point():
-        bad = ~((images >= 0) & (images <= 1)).flatten(1).all(dim=1)  # NaN fails both comparisons
-        if bad.any():
-            raise ValueError(f"{what}[{int(bad.nonzero()[0])}] has values that are NaN or outside [0, 1]")
-        images = (images.float() * 255).round().to(torch.uint8)
-    if images.dtype != torch.uint8:
-        raise TypeError(f"{what} must be uint8, or floating point in [0, 1], got {images.dtype}")
-    return images.expand(-1, 3, -1, -1).clone(memory_format=torch.contiguous_format)
+
+    each: Rule
+    least: int = 1
+    unique: bool = False
+    none: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """What the values may be in words."""
+        count = "any number of values" if self.least == 0 else f"at least {self.least} value{'s' * (self.least > 1)}"
+        return f"a list of {count}, {'none twice, ' if self.unique else ''}each {self.each.allowed}"
+
+    def check(self, name: str, value: object) -> None:
+        super().check(name, value)
+        for i, item in enumerate(value if value is not None else ()):
+            self.each.check(f"{name}[{i}]", item)
+
+    def error_of(self, value: object) -> type[Exception] | None:
+        listed = isinstance(value, Collection) or hasattr(value, "__array__")
+        if isinstance(value, str | bytes | Mapping) or not listed:
+            return TypeError
+        if self.unique and len({*map(repr, value)}) < len(value):
+            return ValueError
+        return None if len(value) >= self.least else ValueError
+
+    def wrong(self) -> Iterator[object]:
+        yield from super().wrong()
+        yield from ("text", 5, (item for item in ()))
+        yield from ([],) if self.least > 0 else ()
+        yield from ([item] * max(1, self.least) for item in self.each.wrong())
 
 
-def _channels_first(images: torch.Tensor, what: str) -> torch.Tensor:
-    """Bring images of any accepted layout to (n, 3 or 1, H, W), or raise ValueError."""
-    shape = tuple(images.shape)
-    if len(shape) == 3:
-        images = images[:, None]
-    elif len(shape) == 4 and shape[1] not in (1, 3) and shape[3] == 3:
-        images = images.permute(0, 3, 1, 2)
-    if images.dim() != 4 or images.shape[1] not in (1, 3) or 0 in shape:
-        raise ValueError(f"{what} must be (n, 3, H, W), (n, H, W, 3) or grey (n, H, W), none empty; got {shape}")
-    return images
+def checked(**rules: Rule) -> Callable[[Function], Function]:
+    """Checks arguments before a function starts; `function.rules` holds the rules for tests to read.
+
+    Args:
+        rules: by parameter; those without one are the function's own to check.
+    """
+
+    def around(function: Function) -> Function:
+        signature = inspect.signature(function)
+        unknown = set(rules) - set(signature.parameters)
+        if unknown:
+            raise TypeError(f"{function.__name__} has no parameter {', '.join(sorted(unknown))}")
+
+        @functools.wraps(function)
+        def checking(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind_partial(*args, **kwargs).arguments
+            check_all({name: given[name] for name in rules if name in given}, rules)
+            return function(*args, **kwargs)
+
+        checking.rules = dict(rules)
+        return checking
+
+    return around
 
 
-def as_integers(values: np.ndarray | torch.Tensor | Sequence[int], what: str) -> torch.Tensor:
-    """Convert integers to a new int64 tensor (n,); anything else raises TypeError."""
-    array = values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{what} must be integers, got {array.dtype}")
-    if array.ndim != 1:
-        raise ValueError(f"{what} must have shape (n,), got {array.shape}")
-    return torch.from_numpy(array.astype(np.int64))
+def check_all(values: Mapping[str, object], rules: Mapping[str, Rule]) -> None:
+    """Checks values by name, each against the rule of that name; for the fields of a dataclass: `vars(self)`."""
+    for name, rule in rules.items():
+        if name in values:
+            rule.check(name, values[name])
 
 
-def check_labels(labels: torch.Tensor, classes: Sequence[str], part: str) -> None:
-    """Raise ValueError at the first label outside 0 .. len(classes) - 1."""
-    wrong = ((labels < 0) | (labels >= len(classes))).nonzero()
-    if len(wrong):
-        index = int(wrong[0])
-        raise ValueError(f"{part} label {int(labels[index])} at index {index} is outside 0..{len(classes) - 1}")
+def shown(value: object, most: int = 80) -> str:
+    """A value as messages show it: on one line, and short."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def check_validation(validation: torch.Tensor, n: int) -> None:
-    """Raise ValueError unless `validation` holds distinct indices below n, and leaves some images for training."""
-    if validation.dtype != torch.int64 or validation.dim() != 1 or not 0 < len(validation) < n:
-        raise ValueError(f"validation must be int64 with 1 to {n - 1} indices, got {tuple(validation.shape)}")
-    if int(validation.min()) < 0 or int(validation.max()) >= n or len(validation.unique()) < len(validation):
-        raise ValueError(f"validation must hold distinct indices in 0..{n - 1}")
+def _is_bool(value: object) -> bool:
+    return type(value).__name__ in ("bool", "bool_")  # numpy's is no Python bool
 
 
-def check_number(name: str, value: int | None, low: int, high: int | None = None) -> None:
-    """Raise TypeError or ValueError unless `value` is None or an int in low .. high."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < low or (high is not None and value > high):
-        raise ValueError(f"{name} must be at least {low}{f' and at most {high}' if high else ''}, got {value}")
+def _within(value: Any, low: Any, high: Any) -> bool:
+    return (low is None or value >= low) and (high is None or value <= high)
+
+
+def _beyond(low: Any, high: Any) -> Iterator[object]:
+    yield from () if low is None else (low - 1,)
+    yield from () if high is None else (high + 1,)
+
+
+def _limits(low: Any, high: Any, above: bool = False, below: bool = False) -> str:
+    first = "" if low is None else f"{'above' if above else 'at least'} {low:g}"
+    last = "" if high is None else f"{'below' if below else 'at most'} {high:g}"
+    words: Sequence[str] = [word for word in (first, last) if word]
+    return f" {' and '.join(words)}" if words else ""

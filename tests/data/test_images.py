@@ -11,9 +11,9 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from subtuning_lab.data.arrays import as_images, as_integers
 from subtuning_lab.data.corruptions.registry import corrupt
 from subtuning_lab.data.images import StreamedImages, common_size, decode_images, load_images, read_image
-from subtuning_lab.utils.validation import as_images, as_integers
 
 
 def pixels(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -92,7 +92,7 @@ def test_one_pass_equals_separate_trainings(name, bn, fold, stored, monkeypatch)
     fits = fit(chain, subsets_of(chain), Recipe(**RECIPE.as_dict() | {"bn": bn}), fold=fold)
     losses, weights = largest_differences(fits, references(name, bn))
     assert losses < 1e-10
-    assert weights < (1e-10 if fold else 1e-12)
+    assert weights < 1e-10  # rounding, which BatchNorm over few values enlarges step by step
     assert chain.fingerprint == before
 
 

@@ -38,7 +38,7 @@ FLOORS = (
     ("cli",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-STRANGERS = {("engine", "inference"), ("inference", "engine"), ("search", "study"), ("nets", "data")}
+STRANGERS = {("engine", "inference"), ("inference", "engine"), ("search", "study"), ("data", "nets")}
 WITHOUT_TORCH = ("search", "plots", "study.records", "inference.schedule", "experiments.reported")
 WITHOUT_TORCH += ("theory.bounds", "theory.pac_bayes", "theory.rademacher")
 

@@ -1,0 +1,65 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+UNFINISHED = ".unfinished"  # how the names of files end that are still being written
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A new file beside `path` to write to; it takes the place of `path` when the block ends without an error.
+
+    Readers see the old content or the new, never a part of it; threads and processes that write the same path at once
+    don't disturb each other, and the last one's content stays. A kill leaves a file that ends in `UNFINISHED`.
+    """
+    path = Path(path).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        part.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+        _sync(part)
+        os.replace(part, path)
+        _sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Writes a file by `replacing` it."""
+    with replacing(path) as part:
+        part.write_bytes(content)
+
+
+def sweep(folder: str | Path) -> list[Path]:
+    """Removes what killed processes left unfinished in a folder; returns what it was."""
+    left = sorted(Path(folder).glob(f".*{UNFINISHED}"))
+    for path in left:
+        path.unlink(missing_ok=True)
+    return left
+
+
+def _sync(path: Path) -> None:
+    """Waits until the disk has it; folders can't be opened on every system."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

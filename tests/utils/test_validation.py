@@ -1,0 +1,102 @@
+"""Rules refuse what they say they refuse, and every wrong value that they make is one."""
+
+import math
+
+import numpy as np
+import pytest
+
+from subtuning_lab.utils.validation import Flag, Is, OneOf, Real, Several, Text, Whole, check_all, checked, shown
+
+RULES = {
+    "whole": Whole(1, 5),
+    "whole or none": Whole(1, none=True),
+    "any whole": Whole(None),
+    "share": Real(0, 1, below=True),
+    "above": Real(0, above=True),
+    "infinite": Real(0, infinite=True),
+    "choice": OneOf(("a", "b", None)),
+    "flag": Flag(),
+    "text": Text(none=True),
+    "class": Is((dict, "Chain")),
+    "list": Several(Whole(1), least=2, unique=True),
+    "empty list": Several(Text(), least=0),
+}
+ALLOWED = {
+    "whole": [1, 5, np.int64(3)],
+    "whole or none": [1, None],
+    "any whole": [-3, 0],
+    "share": [0, 0.999, np.float32(0.5)],
+    "above": [1e-9, 1e300, np.float64(2)],
+    "infinite": [math.inf, 0],
+    "choice": ["a", None],
+    "flag": [True, np.bool_(False)],
+    "text": ["x", None],
+    "class": [{}, type("Chain", (), {})()],
+    "list": [[1, 2], (3, 4), np.array([5, 6])],
+    "empty list": [[], ["x"], {"x": 1}.keys()],
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_allowed_values_pass_and_wrong_ones_are_named(name):
+    rule, wrong = RULES[name], [*RULES[name].wrong()]
+    for value in ALLOWED[name]:
+        rule.check("it", value)
+    assert len(wrong) >= 2
+    for value in wrong:
+        with pytest.raises((TypeError, ValueError), match=r"^it(\[\d+\])? is .*; it must be ") as caught:
+            rule.check("it", value)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_type_is_a_type_error_and_a_limit_a_value_error():
+    for rule, value, kind in [
+        (Whole(1), 1.5, TypeError),
+        (Whole(1), True, TypeError),
+        (Whole(1), 0, ValueError),
+        (Real(0), "1", TypeError),
+        (Real(0), math.nan, ValueError),
+        (Real(0, above=True), 0, ValueError),
+        (Several(Whole(1)), "12", TypeError),
+        (Several(Whole(1)), (i for i in [1]), TypeError),
+        (Several(Whole(1)), [], ValueError),
+        (Several(Whole(1), unique=True), [1, 1], ValueError),
+    ]:
+        with pytest.raises(kind):
+            rule.check("it", value)
+
+
+def test_messages_say_the_limits():
+    with pytest.raises(ValueError, match=r"^lr is 0; it must be a finite number above 0 and at most 1$"):
+        Real(0, 1, above=True).check("lr", 0)
+    with pytest.raises(ValueError, match=r"^sizes\[1\] is 0; it must be a whole number at least 1$"):
+        Several(Whole(1)).check("sizes", [2, 0])
+
+
+def test_a_checked_function_refuses_before_it_starts():
+    started = []
+
+    @checked(n=Whole(1), names=Several(Text()))
+    def run(n, names=("a",), free=None):
+        started.append((n, free))
+        return n
+
+    assert run(2, free=[]) == 2 and run.rules["n"] == Whole(1) and run.__name__ == "run"
+    for wrong in ({"n": 0}, {"n": 1, "names": "text"}, {"names": []}):  # a missing argument hides nothing
+        with pytest.raises((TypeError, ValueError), match="it must be"):
+            run(**wrong)
+    assert started == [(2, [])]
+    with pytest.raises(TypeError, match="missing"):
+        run()
+    with pytest.raises(TypeError, match="no parameter m"):
+        checked(m=Whole())(lambda n: n)
+
+
+def test_fields_are_checked_by_name():
+    check_all({"epochs": 1, "other": object()}, {"epochs": Whole(1)})
+    with pytest.raises(ValueError, match="epochs is 0"):
+        check_all({"epochs": 0}, {"epochs": Whole(1), "absent": Whole(1)})
+
+
+def test_shown_values_are_short_and_on_one_line():
+    assert shown("a\x1b\nb") == "'a\\x1b\\nb'" and len(shown(["x" * 500])) == 80
