@@ -1,8 +1,10 @@
-"""From images to what a chain computes on: the one way that training, scoring, merging and theory all take."""
+"""From images to what a network says of them: the one way that training, scoring, merging and theory all take."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from itertools import chain
+from typing import Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -10,7 +12,18 @@ from torch import nn
 from subtuning_lab.data.augment import resize_to
 from subtuning_lab.nets.chain import Chain
 
+BATCH = 256  # images at a time where nothing is trained
 Layout = TypeVar("Layout", nn.Module, torch.Tensor)
+
+
+class Images(Protocol):
+    """A tensor (n, 3, height, width), or what reads such images as they are asked for."""
+
+    device: torch.device
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor: ...
 
 
 def network_input(backbone: Chain, images: torch.Tensor, image_size: int | None = None) -> torch.Tensor:
@@ -33,3 +46,39 @@ def fast_layout(value: Layout) -> Layout:
     """A module or images (batch, channels, height, width), channels last: what float32 convolutions are fastest in."""
     tensor = value if isinstance(value, torch.Tensor) else next(value.parameters(), None)
     return value if tensor is None or tensor.dtype == torch.float64 else value.to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def logits_of(
+    network: Callable[[torch.Tensor], torch.Tensor],
+    images: Images,
+    batch_size: int = BATCH,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """What a network gives for all images, a batch at a time.
+
+    Args:
+        network: maps images (batch, 3, height, width) to logits, or anything else with a row per image.
+        images: (n, 3, height, width), of any kind that the network takes.
+        batch_size: images at a time.
+        device: where the network computes; by default where its first parameter or buffer lies.
+
+    Returns:
+        Logits (n, classes) on the CPU, in the network's dtype.
+    """
+    if device is None:
+        device = next(chain(network.parameters(), network.buffers())).device
+    batches = torch.arange(len(images), device=images.device).split(batch_size)
+    return torch.cat([network(images[rows].to(device)).cpu() for rows in batches])
+
+
+def accuracy_of(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of images, in [0, 1], whose largest logit is the label's; NaN where any logit is not finite.
+
+    Args:
+        logits: (n, classes); those of a diverged network would all count as class 0.
+        labels: int64 (n,).
+    """
+    if not logits.isfinite().all():
+        return float("nan")
+    return float((logits.argmax(-1).cpu() == labels.cpu()).double().mean())
