@@ -231,6 +231,59 @@ class Several(Rule):
         yield from ([item] * max(1, self.least) for item in self.each.wrong())
 
 
+@dataclass(frozen=True)
+class Table(Rule):
+    """A pandas table with some columns.
+
+    Args:
+        columns: names that it must have.
+        numbers: those that hold numbers, or are missing; they need not be among `columns` again.
+        rows: fewest rows.
+    """
+
+    columns: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
+    rows: int = 1
+    none: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """Columns and rows in words."""
+        names = ", ".join((*self.columns, *self.numbers))
+        count = f"at least {self.rows} row{'s' * (self.rows > 1)}" if self.rows else "any number of rows"
+        return f"a table with {f'columns {names} and ' if names else ''}{count}"
+
+    def check(self, name: str, value: object) -> None:
+        fault = self._fault(value) if self.error_of(value) is ValueError else ""
+        if fault:
+            raise ValueError(f"{name} is a table {fault}; it must be {self.allowed}{' or None' if self.none else ''}")
+        super().check(name, value)
+
+    def error_of(self, value: object) -> type[Exception] | None:
+        if "DataFrame" not in {kind.__name__ for kind in type(value).__mro__}:
+            return TypeError
+        return ValueError if self._fault(value) else None
+
+    def _fault(self, table: Any) -> str:
+        missing = [name for name in (*self.columns, *self.numbers) if name not in table]
+        if missing:
+            return f"without column {missing[0]}"
+        words = [name for name in self.numbers if not all(map(_is_number, table[name].dropna()))]
+        if words:
+            return f"whose column {words[0]} holds something else than numbers"
+        return "" if len(table) >= self.rows else f"of {len(table)} rows"
+
+    def wrong(self) -> Iterator[object]:
+        import pandas as pd
+
+        yield from super().wrong()
+        yield from ("text", 5, {"accuracy": [0.5]}, [[0.5]])
+        names = (*self.columns, *self.numbers)
+        yield from (pd.DataFrame({name: [0.5] for name in names if name != absent}) for absent in names[:2])
+        yield from (pd.DataFrame(dict.fromkeys(names, ["text"])),) if self.numbers else ()
+        yield from (pd.DataFrame(columns=names),) if self.rows else ()
+
+
 def checked(**rules: Rule) -> Callable[[Function], Function]:
     """Checks arguments before a function starts; `function.rules` holds the rules for tests to read.
 
@@ -267,6 +320,10 @@ def shown(value: object, most: int = 80) -> str:
     """A value as messages show it: on one line, and short."""
     text = " ".join(repr(value).split())
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, RealNumber)
 
 
 def _is_bool(value: object) -> bool:

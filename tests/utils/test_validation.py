@@ -3,9 +3,10 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from subtuning_lab.utils.validation import Flag, Is, OneOf, Real, Several, Text, Whole, check_all, checked, shown
+from subtuning_lab.utils.validation import Flag, Is, OneOf, Real, Several, Table, Text, Whole, check_all, checked, shown
 
 RULES = {
     "whole": Whole(1, 5),
@@ -20,6 +21,8 @@ RULES = {
     "class": Is((dict, "Chain")),
     "list": Several(Whole(1), least=2, unique=True),
     "empty list": Several(Text(), least=0),
+    "table": Table(("method",), ("accuracy", "std")),
+    "any table": Table(rows=0, none=True),
 }
 ALLOWED = {
     "whole": [1, 5, np.int64(3)],
@@ -34,6 +37,8 @@ ALLOWED = {
     "class": [{}, type("Chain", (), {})()],
     "list": [[1, 2], (3, 4), np.array([5, 6])],
     "empty list": [[], ["x"], {"x": 1}.keys()],
+    "table": [pd.DataFrame({"method": ["a"], "accuracy": [1], "std": [None]})],
+    "any table": [pd.DataFrame(), None],
 }
 
 
