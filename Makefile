@@ -10,12 +10,14 @@ STAMP := $(VENV)/.installed
 # Nothing is compiled at installation, which halves its time; the first import writes the bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --no-compile -c constraints.txt
+# One worker a core, and one torch thread a worker (tests/conftest.py): threads of several would wait for each other.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test lint lab bench clean
+.PHONY: help setup reproduce test test-fast lint lab bench clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(STAMP)  ## install the package and its pinned dependencies into .venv
 
@@ -28,8 +30,11 @@ $(STAMP): pyproject.toml constraints.txt
 reproduce: setup  ## run the notebooks and build the report (SECTION=01 PRESET=quick|gpu|paper JOBS=1)
 	$(BIN)/subtuning-lab reproduce $(SECTION) --preset $(or $(PRESET),quick) --jobs $(JOBS)
 
-test: setup  ## run all tests
-	$(BIN)/python -m pytest
+test: setup  ## run all tests, side by side on all cores
+	$(PYTEST)
+
+test-fast: setup  ## run the tests that take a minute together: what a change is tried with
+	$(PYTEST) -m "not slow"
 
 lint: setup  ## check the style of code and notebooks
 	$(BIN)/python -m ruff check .

@@ -6,8 +6,6 @@ from torch import nn
 from subtuning_lab.data.task import Split, Task
 from subtuning_lab.nets.chain import Chain
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
-
 
 class Residual(nn.Module):
     """A convolution with BatchNorm and a way around it; keeps the shape."""
