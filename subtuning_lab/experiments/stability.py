@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 
@@ -12,9 +11,10 @@ from scipy import stats
 
 from subtuning_lab.data.arrays import check_number
 from subtuning_lab.search.profiles import Profile
+from subtuning_lab.search.statistics import rank_correlation
 from subtuning_lab.study.study import Study
 from subtuning_lab.theory.bounds import failure_of
-from subtuning_lab.theory.measure import rank_correlations, spearman
+from subtuning_lab.theory.measure import rank_correlations
 
 _MOST_SPLITS = 40  # of the folds in two halves
 
@@ -122,23 +122,10 @@ def _row(
     halves = np.stack([np.stack(pair, axis=-1) for pair in parts])  # (splits, blocks, 2)
     row = {"setting": f"{setting[0]} epochs, lr {setting[1]:g}", "epochs": setting[0], "lr": setting[1]}
     row |= {"best": study.block_names[best], "accuracy": means[best]}
-    row |= dict(zip(("spearman", "low", "high"), _correlation(whole, **how), strict=True))
+    row |= dict(zip(("spearman", "low", "high"), rank_correlation([whole], **how), strict=True))
     row["kendall"] = float(stats.kendalltau(*whole[0].T).statistic)
-    row |= dict(zip(("halves", "halves_low", "halves_high"), _correlation(halves, **how), strict=True))
+    row |= dict(zip(("halves", "halves_low", "halves_high"), rank_correlation([halves], **how), strict=True))
     return row | {"n": len(own), "scores": own.shape[1] * len(study.seeds)}
-
-
-def _correlation(pairs: np.ndarray, resamples: int, confidence: float, seed: int) -> tuple[float, float, float]:
-    """Mean Spearman correlation of pairs (splits, blocks, 2), with a bootstrap interval over blocks.
-
-    The blocks that are drawn are the same for all splits, which are of one network.
-    """
-    found, n = float(spearman(pairs).mean()), pairs.shape[1]
-    if not math.isfinite(found):
-        return math.nan, math.nan, math.nan
-    drawn = pairs[:, np.random.default_rng(seed).integers(n, size=(resamples, n))]  # (splits, resamples, blocks, 2)
-    tails = np.nanquantile(spearman(drawn).mean(axis=0), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return found, float(tails[0]), float(tails[1])
 
 
 def _splits(folds: int) -> list[tuple[list[int], list[int]]]:

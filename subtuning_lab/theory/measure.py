@@ -17,6 +17,7 @@ from subtuning_lab.engine.job import Start
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import in_order
 from subtuning_lab.search.profiles import summarize
+from subtuning_lab.search.statistics import rank_correlation
 from subtuning_lab.study.study import Blocks, Study
 from subtuning_lab.theory.bounds import (
     Bound,
@@ -180,23 +181,10 @@ def rank_correlations(
 
 
 def _correlation(pairs: list[np.ndarray], resamples: int, confidence: float, seed: int) -> tuple[float, ...]:
-    """Mean over studies of Spearman's rho with a bootstrap interval, and of Kendall's tau-b; number of subsets."""
-    random, n = np.random.default_rng(seed), sum(map(len, pairs))
-    found = np.mean([float(spearman(own)) for own in pairs])
-    if not np.isfinite(found):
-        return math.nan, math.nan, math.nan, math.nan, n
-    drawn = np.mean([spearman(own[random.integers(len(own), size=(resamples, len(own)))]) for own in pairs], axis=0)
-    low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return found, low, high, np.mean([stats.kendalltau(*own.T).statistic for own in pairs]), n
-
-
-def spearman(pairs: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlations of pairs (..., n, 2); missing where a column is constant, or n below 3."""
-    ranks = stats.rankdata(pairs, axis=-2)
-    x, y = np.moveaxis(ranks - ranks.mean(-2, keepdims=True), -1, 0)
-    sizes = (x * x).sum(-1) * (y * y).sum(-1)
-    enough = (sizes > 0) & (pairs.shape[-2] > 2) & np.isfinite(pairs).all((-2, -1))
-    return np.where(enough, (x * y).sum(-1) / np.sqrt(np.where(sizes > 0, sizes, 1)), math.nan)
+    """Mean over studies of Spearman's rho with its interval, and of Kendall's tau-b; number of subsets."""
+    found = rank_correlation([own[None] for own in pairs], resamples, confidence, seed)
+    kendall = np.mean([stats.kendalltau(*own.T).statistic for own in pairs]) if math.isfinite(found[0]) else math.nan
+    return *found, kendall, sum(map(len, pairs))
 
 
 def _check_call(study: Study, subsets: Mapping[str, Blocks]) -> dict[str, tuple[str, ...]]:
