@@ -5,9 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "fit": ["fit_together"],
-        "job": ["Fit"],
-        "prepared": ["Prepared"],
+        "fit": ["Fit", "fit_together"],
+        "memory": ["Prepared"],
         "recipe": ["Recipe", "recipe_grid"],
     },
 )

@@ -1,63 +1,83 @@
-"""Training of subsets: all candidates in one pass, or one after another as the plain reference."""
+"""Training of subsets: one candidate after another, which is the plain reference, or all in one shared pass."""
 
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
+from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from subtuning_lab.data.arrays import check_labels, check_number
+from subtuning_lab.data.arrays import check_labels
 from subtuning_lab.data.task import Split
-from subtuning_lab.engine.batches import TrunkSource
-from subtuning_lab.engine.job import (
-    Course,
-    Fit,
-    Job,
-    Start,
-    Weights,
-    parameter_groups,
-    scale_by_relative_gradients,
-    validation_scores,
-)
-from subtuning_lab.engine.memory import free_bytes, is_out_of_memory, pack
-from subtuning_lab.engine.prepared import Prepared
+from subtuning_lab.engine.batches import Training, TrunkBatches
+from subtuning_lab.engine.memory import Prepared, free_bytes, is_out_of_memory, pack
+from subtuning_lab.engine.optim import RGN_BATCHES, adamw, parameter_groups, scale_by_relative_gradients, set_lr
 from subtuning_lab.engine.recipe import Recipe, check_recipes
-from subtuning_lab.engine.shared_forward import Candidate, SharedForward, Trunk
-from subtuning_lab.engine.trainable import plain_part, tune_parts
-from subtuning_lab.nets.chain import Chain, copy_weights, put_parts, set_trainable, subset_of
+from subtuning_lab.engine.shared_forward import Branch, Trunk
+from subtuning_lab.engine.trainable import check_adapters, new_head, plain_part, tune_parts
+from subtuning_lab.nets.chain import Chain, copy_weights, fork_of, put_parts, set_trainable, subset_of
+from subtuning_lab.nets.heads import Start
 from subtuning_lab.nets.inputs import fast_layout
+from subtuning_lab.utils.validation import Flag, Is, OneOf, Whole, checked
 
 #: part of every record's key: raise it whenever the same call may give other numbers than before
 ENGINE_VERSION = 3
-Fits = dict[int, Fit]  # by place among the candidates
 ENGINES: tuple[str, ...] = ("one_pass", "sequential")
+Weights = dict[str, dict[str, torch.Tensor]]  # part name, or "head" -> tensor name -> tensor
 
 
 @dataclass(frozen=True)
-class Work:
-    """One candidate: what is tuned, how, and the weights that its readout starts from (None: random ones)."""
+class Fit:
+    """One trained subset.
+
+    Args:
+        blocks: the tuned parts.
+        weights: part name -> its tensors (buffers too), and "head" -> the readout's; on the CPU.
+        losses: training loss of every step, float64 (steps,).
+        accuracy: validation accuracy in [0, 1]; None without validation images.
+        validation_loss: mean cross-entropy on the validation images; None without them.
+        epochs: epochs trained.
+        seconds: wall-clock time; candidates of one pass share its time equally.
+        diverged: whether a loss, a logit or a trained weight was not finite. Such a fit is worth nothing: with
+            validation images its accuracies are 0 and its loss is infinite, and nobody should save its weights.
+        balanced_accuracy: mean over the classes of the validation images of each class's accuracy; None without them.
+    """
 
     blocks: frozenset[str]
-    recipe: Recipe
-    start: Start | None = None
-
-    @property
-    def is_probed(self) -> bool:
-        """Whether linear probing trains the readout first."""
-        return self.recipe.head_start == "probe" and bool(self.blocks)
-
-    @property
-    def is_siamese(self) -> bool:
-        """Whether the readout sees the frozen features, too; without tuned blocks there are no others."""
-        return self.recipe.siamese and bool(self.blocks)
+    weights: Weights = field(repr=False)
+    losses: torch.Tensor = field(repr=False)
+    accuracy: float | None
+    validation_loss: float | None
+    epochs: int
+    seconds: float
+    diverged: bool = False
+    balanced_accuracy: float | None = None
 
 
+Fits = dict[int, Fit]  # by place among the candidates
+
+
+@checked(
+    backbone=Is((Chain, Prepared)),
+    subsets=Is(Collection),
+    train=Is(Split),
+    recipe=Is((Recipe, Sequence)),
+    num_classes=Whole(2),
+    validation=Is(Split, none=True),
+    seed=Whole(),
+    engine=OneOf(ENGINES),
+    fold=Flag(),
+    memory_limit=Whole(none=True),
+    on_step=Is(Callable, none=True),
+    on_pass=Is(Callable, none=True),
+)
 def fit_together(
     backbone: Chain | Prepared,
     subsets: Sequence[Iterable[str]],
@@ -79,8 +99,7 @@ def fit_together(
         backbone: the pretrained chain, on the device to train on; it is not changed. `Prepared` saves many calls time.
         subsets: part names each; [] is linear probing, "all" full finetuning.
         train: training images.
-        recipe: one for all, or one per subset; these may differ in learning rates, weight decay, label smoothing
-            and BatchNorm mode only, since a pass shares the rest.
+        recipe: one for all, or one per subset; a pass shares `SHARED_FIELDS`, recipes may differ in the rest.
         num_classes: outputs of the new readout.
         validation: images to score on, never augmented; None scores nothing.
         seed: of the readout's start, the order of images and their augmentation.
@@ -110,115 +129,253 @@ def fit_together(
     recipes = recipes * len(subsets) if isinstance(recipe, Recipe) else recipes
     if len(recipes) != len(subsets):
         raise ValueError(f"{len(recipes)} recipes for {len(subsets)} subsets; give one for all or one each")
-    if engine not in ENGINES:
-        raise ValueError(f"engine is {engine!r}; it must be one of {', '.join(ENGINES)}")
-    _check_data(train, validation, num_classes, recipes)
-    check_number("memory_limit", memory_limit, 0)
-    check_number("seed", seed, 0)
+    for name, split in {"train": train, "validation": validation}.items():
+        if split is not None:
+            check_labels(split.labels, range(num_classes), name)
+    if validation is None and any(one.patience is not None for one in recipes):
+        raise ValueError(f"patience is {recipes[0].patience}, but there are no validation images to stop by")
     if not subsets:
         return []
-    on_step = on_step or (lambda trained: None)
-    job = Job(prepared.backbone, train, validation, recipes[0], num_classes, seed, on_step)
-    together = partial(_fit_passes, prepared=prepared, fold=fold, memory_limit=memory_limit)
-    run = _fit_each if engine == "sequential" else together
-    work = _with_heads(job, [Work(*own) for own in zip(subsets, recipes, strict=True)], run)
+    shared = (prepared.backbone, train, validation, recipes[0], num_classes, seed)
+    training = Training(*shared, on_step=on_step or (lambda trained: None))
+    run = partial(_fit_passes, prepared=prepared, fold=fold, memory_limit=memory_limit)
+    run = _fit_each if engine == "sequential" else run
     fits: Fits = {}
-    for done in run(job, work):
+    for done in run(training, _started(training, list(map(Candidate, subsets, recipes)), run)):
         fits |= done
         if on_pass is not None:
             on_pass(done)
-    return [fits[i] for i in range(len(work))]
+    return [fits[i] for i in range(len(subsets))]
 
 
-def _with_heads(job: Job, work: list[Work], run: Callable[[Job, list[Work]], Iterator[Fits]]) -> list[Work]:
-    """Gives the candidates the readouts that their recipes start from; linear probing trains some of them first."""
-    probes = [replace(own.recipe.for_probing(), patience=None) for own in work if own.is_probed]
-    started: dict[Recipe, Start] = {}
-    if probes:
-        alone = replace(job, validation=None, recipe=probes[0], on_step=lambda trained: None)
-        probing = [Work(frozenset(), recipe) for recipe in dict.fromkeys(probes)]
-        for done in run(alone, probing):
-            started |= {probing[i].recipe: fit.weights["head"] for i, fit in done.items()}
-    source = _source_start(job) if any(own.recipe.head_start == "source" for own in work) else None
-    starts = [
-        started[replace(own.recipe.for_probing(), patience=None)]
-        if own.is_probed
-        else source
-        if own.recipe.head_start == "source"
-        else None
-        for own in work
-    ]
-    return [replace(own, start=start) for own, start in zip(work, starts, strict=True)]
+@dataclass(frozen=True)
+class Candidate:
+    """A subset with a recipe, and the weights that its readout starts from (None: random ones)."""
+
+    blocks: frozenset[str]
+    recipe: Recipe
+    start: Start | None = None
+
+    @property
+    def probing(self) -> Recipe | None:
+        """The recipe of the linear probing that trains the readout first, if any does."""
+        if self.recipe.head_start != "probe" or not self.blocks:
+            return None
+        return replace(self.recipe.for_probing(), patience=None)
+
+    def head(self, training: Training) -> nn.Module:
+        """The readout before training; a Siamese one without tuned blocks would see the same features twice."""
+        siamese = self.recipe.siamese and bool(self.blocks)
+        shape = {"depth": self.recipe.head_depth, "siamese": siamese, "start": self.start}
+        return new_head(training.backbone, training.num_classes, training.seed, **shape)
 
 
-def _source_start(job: Job) -> Start:
-    """The pretrained readout's weights. Raises ValueError where there is none, or one of other classes."""
-    head = job.backbone.source_head
-    if head is None or head.out_features != job.num_classes:
-        has = "has none" if head is None else f"has one of {head.out_features} classes"
-        raise ValueError(
-            f'head_start is "source", the pretrained readout, but {job.backbone.name} {has} for the task\'s '
-            f'{job.num_classes} classes; give "random" or "probe"'
-        )
-    return {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}
-
-
-def _fit_alone(job: Job, own: Work) -> Fit:
-    """The obvious loop over one subset: the reference that the shared pass must equal."""
-    start, recipe = time.perf_counter(), own.recipe
-    tuned = tune_parts(job.backbone, own.blocks, recipe, job.seed)
-    network = put_parts(set_trainable(copy.deepcopy(job.backbone), own.blocks, recipe.bn), tuned)
-    head = job.new_head(recipe.head_depth, own.is_siamese, own.start)
-    candidate = nn.ModuleDict({"backbone": fast_layout(network), "head": head})
-    positions = {network.part_names.index(name): part for name, part in tuned.items()}
-    optimizer = job.optimizer(parameter_groups(positions, len(network.parts) - 1, candidate["head"], recipe))
+def fit_alone(training: Training, candidate: Candidate) -> Fit:
+    """The obvious loop over one candidate: the reference that the shared pass must equal."""
+    began, backbone, recipe = time.perf_counter(), training.backbone, candidate.recipe
+    parts = tune_parts(backbone, candidate.blocks, recipe, training.seed)
+    network = put_parts(set_trainable(copy.deepcopy(backbone), candidate.blocks, recipe.bn), parts)
+    network, head = fast_layout(network), candidate.head(training)
+    positions = {network.part_names.index(name): part for name, part in parts.items()}
+    optimizer = adamw(parameter_groups(positions, len(network.parts) - 1, head, recipe))
 
     def snapshot() -> Weights:
-        return copy_weights({name: plain_part(part) for name, part in tuned.items()} | {"head": candidate["head"]})
+        return copy_weights({name: plain_part(part) for name, part in parts.items()} | {"head": head})
 
     def logits(images: torch.Tensor) -> torch.Tensor:
         features = network(images)
-        return candidate["head"](torch.cat([job.backbone(images), features], 1) if own.is_siamese else features)
+        return head(torch.cat([backbone(images), features], 1) if recipe.siamese and parts else features)
 
-    course = Course(job, recipe, snapshot)
+    def loss_of(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with training.autocast():
+            output = logits(images)
+        return history.loss(output, labels)
+
+    trained = [p for p in nn.ModuleList([*parts.values(), head]).parameters() if p.requires_grad]
+    history = History(training, recipe, trained, snapshot)
     for epoch in range(recipe.epochs):
-        candidate.train()
-        for step, (images, labels) in enumerate(job.batches(epoch), start=epoch * job.steps_per_epoch):
-            job.set_lr(optimizer, step)
-            optimizer.zero_grad(set_to_none=True)
-            with job.autocast():
-                output = logits(images)
-            course.loss(output, labels).backward()
-            scale_by_relative_gradients(optimizer)
+        network.eval()
+        first = islice(training.batches(epoch), RGN_BATCHES)
+        scale_by_relative_gradients(optimizer, (loss_of(*batch) for batch in first))
+        network.train()
+        for step, (images, labels) in enumerate(training.batches(epoch), start=epoch * training.steps_per_epoch):
+            set_lr(optimizer, step, training.steps, recipe.warmup)
+            loss = loss_of(images, labels)
+            loss.backward()
+            if step == 0:
+                check_adapters(parts, recipe)
             optimizer.step()
-            job.on_step(1)
-        candidate.eval()
-        scores = validation_scores(job, epoch, lambda images: [logits(images)])
-        if not course.end_epoch(scores[0] if scores else None):
+            optimizer.zero_grad(set_to_none=True)
+            history.losses.append(loss.detach())
+            training.on_step(1)
+        network.eval()
+        scores = validation_scores(training, epoch, lambda images: [logits(images)])
+        if not history.end_epoch(scores[0] if scores else None):
             break
-    return course.fit(own.blocks, time.perf_counter() - start)
+    return history.fit(candidate.blocks, time.perf_counter() - began)
 
 
-def _fit_each(job: Job, work: list[Work]) -> Iterator[Fits]:
-    for i, own in enumerate(work):
-        yield {i: _fit_alone(job, own)}
+def fit_pass(training: Training, source: TrunkBatches, candidates: Sequence[Candidate]) -> list[Fit]:
+    """Trains candidates in step with each other: the loop of `fit_alone`, with all that is frozen run once for all."""
+    began, shared, depth = time.perf_counter(), source.shared, len(training.backbone.parts) - 1
+    branches = [
+        fast_layout(Branch(training.backbone, c.blocks, c.recipe, c.head(training), training.seed)) for c in candidates
+    ]
+    groups = [group for b in branches for group in parameter_groups(b.parts, depth, b.head, b.recipe)]
+    optimizer = adamw(groups)
+    histories = {
+        b: History(training, b.recipe, [p for p in b.parameters() if p.requires_grad], b.snapshot) for b in branches
+    }
+
+    def losses_of(some: Sequence[Branch], trunk: Trunk, labels: torch.Tensor) -> torch.Tensor:
+        with training.autocast():
+            logits = shared.logits(trunk, some)
+        return torch.stack([histories[b].loss(z, labels) for b, z in zip(some, logits, strict=True)])
+
+    def logits_of(images: torch.Tensor) -> list[torch.Tensor]:
+        return shared.logits(shared.trunk(images, shared.exits(active)), active)
+
+    active = branches
+    for epoch in range(training.recipe.epochs):
+        scaled = [b.eval() for b in active if b.recipe.lr_scaling == "rgn"]
+        first = islice(source.batches(epoch, shared.exits(scaled)), RGN_BATCHES if scaled else 0)
+        scale_by_relative_gradients(optimizer, (losses_of(scaled, *batch).sum() for batch in first))
+        for branch in active:
+            branch.train()
+        batches = source.batches(epoch, shared.exits(active))
+        for step, (trunk, labels) in enumerate(batches, start=epoch * training.steps_per_epoch):
+            set_lr(optimizer, step, training.steps, training.recipe.warmup)
+            losses = losses_of(active, trunk, labels)
+            losses.sum().backward()  # each loss reaches its own candidate's weights alone
+            if step == 0:
+                for branch in active:
+                    check_adapters(dict(zip(branch.names, branch.tuned, strict=True)), branch.recipe)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            for branch, loss in zip(active, losses.detach(), strict=True):
+                histories[branch].losses.append(loss)
+            training.on_step(len(active))
+        for branch in active:
+            branch.eval()
+        scores = validation_scores(training, epoch, logits_of) or [None] * len(active)
+        going = [histories[b].end_epoch(score) for b, score in zip(active, scores, strict=True)]
+        active = [b for b, goes_on in zip(active, going, strict=True) if goes_on]
+        if not active:
+            break
+    seconds = (time.perf_counter() - began) / len(candidates)
+    return [histories[b].fit(b.blocks, seconds) for b in branches]
 
 
-def _fit_passes(job: Job, work: list[Work], prepared: Prepared, fold: bool, memory_limit: int | None) -> Iterator[Fits]:
+@dataclass(frozen=True)
+class Score:
+    """What a candidate comes to on the validation images; its loss is infinite where a logit is not finite."""
+
+    loss: float
+    accuracy: float
+    balanced_accuracy: float
+
+
+class History:
+    """What happens to one candidate: its losses, and its best weights where the recipe stops early.
+
+    Args:
+        training, recipe: how it is trained.
+        trained: its parameters that are trained.
+        snapshot: copies its weights and buffers.
+    """
+
+    def __init__(
+        self, training: Training, recipe: Recipe, trained: list[nn.Parameter], snapshot: Callable[[], Weights]
+    ):
+        self.recipe, self.trained, self.snapshot = recipe, trained, snapshot
+        self.dtype = training.backbone.mean.dtype
+        self.class_weights = balanced_weights(training) if recipe.class_weights == "balanced" else None
+        self.losses: list[torch.Tensor] = []
+        self.epochs, self.best_epoch = 0, 0
+        self.score: Score | None = None  # of the weights that are kept
+        self.best: Weights | None = None
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of one batch of logits (batch, classes), each image with its class's weight."""
+        logits, smoothing = logits.to(self.dtype), self.recipe.label_smoothing
+        if self.class_weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        return (self.class_weights[labels] * losses).mean()
+
+    def end_epoch(self, score: Score | None) -> bool:
+        """Notes the epoch's validation score, if there is one; returns whether to go on."""
+        self.epochs += 1
+        if score is None:
+            return True
+        if self.score is None or self.recipe.patience is None or score.loss < self.score.loss:
+            self.score, self.best_epoch = score, self.epochs
+            self.best = self.snapshot() if self.recipe.patience is not None else None
+        return self.recipe.patience is None or self.epochs - self.best_epoch < self.recipe.patience
+
+    def fit(self, blocks: frozenset[str], seconds: float) -> Fit:
+        """The finished candidate."""
+        losses = torch.stack(self.losses).double().cpu()
+        diverged = not all(tensor.isfinite().all() for tensor in [losses, *self.trained])
+        score = self.score
+        if score is not None and (diverged or not math.isfinite(score.loss)):
+            score, diverged = Score(math.inf, 0.0, 0.0), True
+        accuracy, loss, balanced = (score.accuracy, score.loss, score.balanced_accuracy) if score else [None] * 3
+        weights = self.best or self.snapshot()
+        return Fit(blocks, weights, losses, accuracy, loss, self.epochs, seconds, diverged, balanced)
+
+
+@torch.no_grad()
+def validation_scores(
+    training: Training, epoch: int, logits_of: Callable[[torch.Tensor], list[torch.Tensor]]
+) -> list[Score] | None:
+    """Scores on the validation images per candidate; None where this epoch needs no score."""
+    last = epoch == training.recipe.epochs - 1
+    if training.validation is None or not (last or training.recipe.patience is not None):
+        return None
+    totals = 0  # (candidates, 1 + classes): the sum of losses, and hits by class
+    for images, labels in training.validation_batches():
+        with training.autocast():
+            logits = torch.stack(logits_of(images)).to(training.backbone.mean.dtype)  # (candidates, batch, classes)
+        loss = F.cross_entropy(logits.movedim(-1, 1), labels.expand(len(logits), -1), reduction="none").sum(1)
+        loss = loss.where(logits.isfinite().flatten(1).all(1), math.inf)
+        hits = (logits.argmax(-1) == labels).to(loss) @ F.one_hot(labels, training.num_classes).to(loss)
+        totals = torch.cat([loss[:, None], hits], 1) + totals
+    loss, hits = totals.cpu().double().tensor_split([1], dim=1)
+    sizes = torch.bincount(training.validation.labels.cpu(), minlength=training.num_classes)
+    values = loss[:, 0] / sizes.sum(), hits.sum(1) / sizes.sum(), (hits / sizes)[:, sizes > 0].mean(1)
+    return [Score(*score) for score in zip(*(value.tolist() for value in values), strict=True)]
+
+
+def balanced_weights(training: Training) -> torch.Tensor:
+    """Weight (classes,) of every class such that all have the same say; 0 for one without training images."""
+    sizes = torch.bincount(training.train.labels.cpu(), minlength=training.num_classes).double()
+    weights = sizes.sum() / ((sizes > 0).sum() * sizes)
+    return weights.where(sizes > 0, 0.0).to(training.device, training.backbone.mean.dtype)
+
+
+def _fit_each(training: Training, candidates: Sequence[Candidate]) -> Iterator[Fits]:
+    for i, candidate in enumerate(candidates):
+        yield {i: fit_alone(training, candidate)}
+
+
+def _fit_passes(
+    training: Training, candidates: Sequence[Candidate], prepared: Prepared, fold: bool, memory_limit: int | None
+) -> Iterator[Fits]:
     """Packs the candidates into passes; a pass that runs out of memory is done again in two halves."""
-    images, _ = next(job.batches(0))
+    images, _ = next(training.batches(0))
     example = images[: min(4, len(images))]
     shared = prepared.shared(example, fold)
-    subsets = [own.blocks for own in work]
-    costs, forks = prepared.costs(example, subsets, len(images)), prepared.forks(subsets)
-    limit = free_bytes(job.device) if memory_limit is None else memory_limit
-    exits = {*forks, *(len(shared.frozen) for own in work if own.is_siamese)}
-    source = TrunkSource(job, shared, exits, limit)
+    subsets = [c.blocks for c in candidates]
+    costs, forks = prepared.costs(example, subsets, len(images)), [fork_of(prepared.backbone, s) for s in subsets]
+    limit = free_bytes(training.device) if memory_limit is None else memory_limit
+    exits = {*forks, *(len(shared.frozen) for c in candidates if c.recipe.siamese)}
+    source = TrunkBatches(training, shared, exits, limit)
     passes = pack(costs, forks, limit - source.nbytes)
     while passes:
         members = passes.pop(0)
         try:
-            fits = _fit_pass(job, source, [work[i] for i in members])
+            fits = fit_pass(training, source, [candidates[i] for i in members])
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if not is_out_of_memory(error) or len(members) == 1:
                 raise
@@ -228,69 +385,30 @@ def _fit_passes(job: Job, work: list[Work], prepared: Prepared, fold: bool, memo
             yield dict(zip(members, fits, strict=True))
 
 
-def _fit_pass(job: Job, source: TrunkSource, work: list[Work]) -> list[Fit]:
-    """Trains the candidates of one pass in step with each other."""
-    shared, start, depth = source.shared, time.perf_counter(), len(job.backbone.parts) - 1
-    heads = [job.new_head(own.recipe.head_depth, own.is_siamese, own.start) for own in work]
-    candidates = [
-        fast_layout(Candidate(job.backbone, own.blocks, head, own.recipe, job.seed))
-        for own, head in zip(work, heads, strict=True)
-    ]
-    courses = {c: Course(job, own.recipe, c.snapshot) for c, own in zip(candidates, work, strict=True)}
-    groups = [parameter_groups(c.parts, depth, c.head, own.recipe) for c, own in zip(candidates, work, strict=True)]
-    optimizer = job.optimizer(list(chain.from_iterable(groups)))
-    active = list(candidates)
-    for epoch in range(job.recipe.epochs):
-        batches = source.batches(epoch, shared.exits(active))
-        for step, (trunk, labels) in enumerate(batches, start=epoch * job.steps_per_epoch):
-            job.set_lr(optimizer, step)
-            _step(job, shared, active, courses, trunk, labels)
-            scale_by_relative_gradients(optimizer)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            job.on_step(len(active))
-        for candidate in active:
-            candidate.eval()
-
-        def logits_of(images: torch.Tensor) -> list[torch.Tensor]:
-            return _logits(shared, active, shared.trunk(images, shared.exits(active)))  # noqa: B023 - called at once
-
-        scores = validation_scores(job, epoch, logits_of)
-        going = [courses[c].end_epoch(s) for c, s in zip(active, scores or [None] * len(active), strict=True)]
-        active = [c for c, goes_on in zip(active, going, strict=True) if goes_on]
-        if not active:
-            break
-    seconds = (time.perf_counter() - start) / len(work)
-    return [courses[c].fit(c.subset, seconds) for c in candidates]
+def _started(
+    training: Training,
+    candidates: Sequence[Candidate],
+    run: Callable[[Training, Sequence[Candidate]], Iterator[Fits]],
+) -> list[Candidate]:
+    """Gives the candidates the readouts that their recipes start from; linear probing trains some of them first."""
+    heads: dict[Recipe | None, Start | None] = {None: None}
+    probes = list(dict.fromkeys(c.probing for c in candidates if c.probing))
+    if probes:
+        quiet = replace(training, validation=None, recipe=probes[0], on_step=lambda trained: None)
+        for fits in run(quiet, [Candidate(frozenset(), recipe) for recipe in probes]):
+            heads |= {probes[i]: fit.weights["head"] for i, fit in fits.items()}
+    source = _source_head(training) if any(c.recipe.head_start == "source" for c in candidates) else None
+    starts = [source if c.recipe.head_start == "source" else heads[c.probing] for c in candidates]
+    return [replace(c, start=start) for c, start in zip(candidates, starts, strict=True)]
 
 
-def _step(
-    job: Job,
-    shared: SharedForward,
-    active: list[Candidate],
-    courses: dict[Candidate, Course],
-    trunk: Trunk,
-    labels: torch.Tensor,
-) -> None:
-    """Gradients of all active candidates for one batch."""
-    for candidate in active:
-        candidate.train()
-    with job.autocast():
-        logits = _logits(shared, active, trunk)
-    # Each loss reaches only its own candidate's weights, so one backward of the sum serves them all.
-    torch.stack([courses[c].loss(z, labels) for c, z in zip(active, logits, strict=True)]).sum().backward()
-
-
-def _logits(shared: SharedForward, active: list[Candidate], trunk: Trunk) -> list[torch.Tensor]:
-    features = shared.features(trunk, active)
-    return [candidate.head(features[candidate]) for candidate in active]
-
-
-def _check_data(train: Split, validation: Split | None, num_classes: int, recipes: Sequence[Recipe]) -> None:
-    """Raises ValueError for labels that the readout has no output for, and early stopping without validation."""
-    check_number("num_classes", num_classes, 2)
-    for part, split in (("train", train), ("validation", validation)):
-        if split is not None:
-            check_labels(split.labels, range(num_classes), part)
-    if validation is None and any(own.patience is not None for own in recipes):
-        raise ValueError(f"patience is {recipes[0].patience}, but there are no validation images to stop by")
+def _source_head(training: Training) -> dict[str, torch.Tensor]:
+    """The pretrained readout's weights. Raises ValueError where there is none, or one of other classes."""
+    head = training.backbone.source_head
+    if head is None or head.out_features != training.num_classes:
+        has = "has none" if head is None else f"has one of {head.out_features} classes"
+        raise ValueError(
+            f'head_start is "source", the pretrained readout, but {training.backbone.name} {has} for the task\'s '
+            f'{training.num_classes} classes; give "random" or "probe"'
+        )
+    return {name: tensor.detach().clone() for name, tensor in head.state_dict().items()}

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
-from subtuning_lab.data.augment import check_augmentation
-from subtuning_lab.nets.chain import BN_MODES, BatchNormMode, check_bn
+from subtuning_lab.data.augment import AUGMENTATIONS
+from subtuning_lab.nets.chain import BN_MODES, BatchNormMode
+from subtuning_lab.utils.validation import Flag, Is, OneOf, Real, Rule, Several, Whole, check_all, checked
 
 #: what all subsets of a pass have in common; recipes may differ in the rest
 SHARED_FIELDS = ("epochs", "batch_size", "warmup", "augment", "image_size", "precision", "patience")
-PRECISIONS: tuple[str, ...] = ("float32", "bf16")
-PARAMS: tuple[str, ...] = ("all", "bias", "norm")
-ADAPTERS: tuple[str | None, ...] = (None, "lora", "ia3", "ln_tuning")
-LR_SCALINGS: tuple[str, ...] = ("none", "rgn")
-HEAD_STARTS: tuple[str, ...] = ("random", "probe", "source")
-INITS: tuple[str, ...] = ("pretrained", "random")
+#: what has no effect without tuned blocks
+_OF_TUNED_BLOCKS = ("params", "adapter", "rank", "lora_targets", "lr_decay", "lr_scaling", "siamese", "init")
 
 
 @dataclass(frozen=True)
@@ -30,33 +26,40 @@ class Recipe:
         lr: peak learning rate of the tuned blocks, above 0.
         weight_decay: decoupled weight decay, at least 0.
         batch_size: images per step, at least 1; an epoch is cut into equal batches of at most this many.
-        bn: BatchNorm of tuned blocks: "batch" uses and updates batch statistics, "frozen" keeps the pretrained ones.
-            It can reverse the verdict between two methods, so choose it on the folds for every method.
+        bn: BatchNorm of tuned blocks: "batch" uses and updates batch statistics, "frozen" keeps the pretrained ones
+            (InstanceNorm's running ones likewise). It can reverse the verdict between two methods, so choose it on
+            the folds for every method.
         head_lr: peak learning rate of the new readout; None means `lr`. Linear probing wants a higher one.
         warmup: share of all steps that the learning rate rises for, in [0, 1).
         label_smoothing: in [0, 1).
-        augment: one of `augmentation.AUGMENTATIONS`; never used on validation or test images.
+        augment: one of `augment.AUGMENTATIONS`; never used on validation or test images.
         image_size: side in pixels that images are resized to; None keeps the task's own.
         precision: "float32", or "bf16" for autocast to bfloat16 in the network (weights and optimizer stay float32).
         patience: stop a subset after so many epochs without a better validation loss, and keep the weights of its
             best epoch; None trains all epochs. The validation score of a stopped run is slightly optimistic.
         params: which parameters of the tuned blocks are trained: "all", "bias" (BitFit), or "norm" (scales and shifts).
         adapter: None trains the blocks' own parameters; "lora", "ia3" and "ln_tuning" train small additions in them
-            instead (extra `peft`), which are merged into the blocks when training ends.
-        rank: of "lora", at least 1.
+            instead (extra `peft`), which are merged into the blocks when training ends. IA3's factors don't decay.
+        rank: of "lora", 1 to 4096.
+        lora_targets: what "lora" adapts: "all", every linear layer and ungrouped convolution, which suits any network
+            and is the default; or "attention", the projections of attention alone, as in the LoRA paper.
         lr_decay: each part's learning rate is so many times that of the part behind it, in (0, 1]; 1 for none.
-        lr_scaling: "rgn" scales each tensor's learning rate by its relative gradient norm (Auto-RGN); or "none".
+        lr_scaling: "rgn" trains everything but BatchNorm's parameters, and scales each tensor's learning rate, the
+            readout's too, by its relative gradient norm (Auto-RGN); or "none".
         head_start: "random" for a new readout; "probe" for one that linear probing has trained at `head_lr`, tuned
             further at `lr` (LP-FT); "source" for the pretrained one, where the classes are the same.
         siamese: the readout sees the frozen features beside the tuned ones.
         init: where tuned blocks start: at their "pretrained" weights, or at "random" ones of a new network.
         head_depth: linear layers of the readout, ReLU between them; hidden ones are as wide as the features.
+        class_weights: "balanced" counts an image's training loss n / (classes * images of its class) times, with the
+            classes that occur among the n training images, so that each class has the same say; or "none".
 
     Raises:
-        ValueError: a value out of its range, by name.
+        TypeError, ValueError: a value of a wrong type or out of its range, by name; two that contradict each other.
 
     Source: PAPER "SubTuning"; from `params` on they are the baselines' (BitFit, LoRA, IA3, layer-wise decay, surgical
-        finetuning's Auto-RGN, LP-FT) and the ablations' (Siamese readout, re-initialized blocks).
+        finetuning's Auto-RGN, LP-FT) and the ablations' (Siamese readout, re-initialized blocks). `class_weights` as
+        in scikit-learn's `compute_class_weight`.
     """
 
     epochs: int = 20
@@ -80,30 +83,59 @@ class Recipe:
     siamese: bool = False
     init: str = "pretrained"
     head_depth: int = 1
+    lora_targets: str = "all"
+    class_weights: str = "none"
+
+    rules: ClassVar[dict[str, Rule]] = {
+        "epochs": Whole(1, 100_000),
+        "lr": Real(0, above=True),
+        "weight_decay": Real(0),
+        "batch_size": Whole(1, 1_000_000),
+        "bn": OneOf(BN_MODES),
+        "head_lr": Real(0, above=True, none=True),
+        "warmup": Real(0, 1, below=True),
+        "label_smoothing": Real(0, 1, below=True),
+        "augment": OneOf(tuple(AUGMENTATIONS)),
+        "image_size": Whole(1, 4096, none=True),
+        "precision": OneOf(("float32", "bf16")),
+        "patience": Whole(1, 100_000, none=True),
+        "params": OneOf(("all", "bias", "norm")),
+        "adapter": OneOf((None, "lora", "ia3", "ln_tuning")),
+        "rank": Whole(1, 4096),
+        "lr_decay": Real(0, 1, above=True),
+        "lr_scaling": OneOf(("none", "rgn")),
+        "head_start": OneOf(("random", "probe", "source")),
+        "siamese": Flag(),
+        "init": OneOf(("pretrained", "random")),
+        "head_depth": Whole(1, 16),
+        "lora_targets": OneOf(("all", "attention")),
+        "class_weights": OneOf(("none", "balanced")),
+    }
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "image_size", "patience", "rank", "head_depth"):
-            _check_count(name, getattr(self, name), optional=name in ("image_size", "patience"))
-        for name in ("lr", "head_lr"):
-            _check_real(name, getattr(self, name), low=0.0, open_low=True, optional=name == "head_lr")
-        _check_real("weight_decay", self.weight_decay, low=0.0)
-        for name in ("warmup", "label_smoothing"):
-            _check_real(name, getattr(self, name), low=0.0, high=1.0)
-        _check_real("lr_decay", self.lr_decay, low=0.0, high=math.nextafter(1.0, 2.0), open_low=True)
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                names = ", ".join(map(str, allowed))
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {names}")
+        check_all(vars(self), self.rules)
+        for name, rule in self.rules.items():  # numpy's numbers could not be written into records
+            kind = {Whole: int, Real: float, Flag: bool}.get(type(rule))
+            if kind is not None and getattr(self, name) is not None:
+                object.__setattr__(self, name, kind(getattr(self, name)))
         if self.adapter is not None and self.params != "all":
             raise ValueError(
                 f'params is {self.params!r} beside adapter {self.adapter!r}; an adapter needs params="all"'
+            )
+        if self.adapter == "lora" and self.lr_scaling == "rgn":
+            raise ValueError(
+                'lr_scaling is "rgn" beside adapter "lora", whose second factor starts at 0 and has no relative '
+                'gradient; it must be "none"'
             )
         if self.head_start == "source" and self.head_depth > 1:
             raise ValueError(
                 f'head_depth is {self.head_depth} beside head_start "source", which is one linear layer; it must be 1'
             )
-        check_bn(self.bn)
-        check_augmentation(self.augment)
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether every parameter of a tuned block is trained, and not only some or additions to them."""
+        return self.params == "all" and self.adapter is None and self.lr_scaling == "none"
 
     def as_dict(self) -> dict[str, object]:
         """Plain values by name, for records and files."""
@@ -116,6 +148,10 @@ class Recipe:
         return replace(self, **{name: _DEFAULTS[name] for name in _OF_TUNED_BLOCKS}, **kept)
 
 
+_DEFAULTS = {field.name: field.default for field in fields(Recipe)}
+
+
+@checked(recipe=Is(Recipe))
 def recipe_grid(recipe: Recipe, **choices: Sequence[Any]) -> list[Recipe]:
     """Every combination of the choices, for a study to choose among on its folds.
 
@@ -124,14 +160,13 @@ def recipe_grid(recipe: Recipe, **choices: Sequence[Any]) -> list[Recipe]:
         choices: a field of the recipe each, with the values to try, e.g. `lr=[1e-3, 3e-3], bn=["batch", "frozen"]`.
 
     Raises:
-        ValueError: an unknown field, no values for one, or a value out of its range.
+        TypeError, ValueError: an unknown field, no values for one, or a value out of its range.
     """
     unknown = sorted(set(choices) - set(_DEFAULTS))
     if unknown:
         raise ValueError(f"a recipe has no {', '.join(unknown)}; it has {', '.join(_DEFAULTS)}")
-    empty = [name for name, values in choices.items() if isinstance(values, str) or not list(values)]
-    if empty:
-        raise ValueError(f"{empty[0]} is {choices[empty[0]]!r}; it must be a list of at least one value")
+    for name, values in choices.items():
+        Several(Recipe.rules[name]).check(name, values)
     return [replace(recipe, **dict(zip(choices, values, strict=True))) for values in product(*choices.values())]
 
 
@@ -142,55 +177,10 @@ def check_recipes(recipe: Recipe | Sequence[Recipe]) -> tuple[Recipe, ...]:
         TypeError: something that is no recipe.
         ValueError: none at all, or recipes that differ in what a pass shares.
     """
-    recipes = (recipe,) if isinstance(recipe, Recipe) else tuple(recipe) if isinstance(recipe, Sequence) else (recipe,)
-    if not recipes:
-        raise ValueError("recipe is empty; give a Recipe, or a sequence of at least one")
-    for own in recipes:
-        if not isinstance(own, Recipe):
-            raise TypeError(f"recipe is a {type(own).__name__}; it must be a Recipe, or a sequence of them")
+    recipes = (recipe,) if isinstance(recipe, Recipe) else recipe
+    Several(Is(Recipe)).check("recipe", recipes)
     for name in SHARED_FIELDS:
-        values = {getattr(own, name) for own in recipes}
+        values = {getattr(one, name) for one in recipes}
         if len(values) > 1:
             raise ValueError(f"recipes of one pass differ in {name}: {sorted(map(str, values))}; it must be the same")
-    return recipes
-
-
-def lr_factor(step: int, total: int, warmup: float) -> float:
-    """Learning rate of one step as a share of its peak: linear warm-up, then a half cosine to zero."""
-    rise = max(1, round(warmup * total))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
-
-
-_DEFAULTS = {field.name: field.default for field in fields(Recipe)}
-_OF_TUNED_BLOCKS = ("params", "adapter", "rank", "lr_decay", "lr_scaling", "siamese", "init")
-_CHOICES = {
-    "precision": PRECISIONS,
-    "params": PARAMS,
-    "adapter": ADAPTERS,
-    "lr_scaling": LR_SCALINGS,
-    "head_start": HEAD_STARTS,
-    "siamese": (False, True),
-    "init": INITS,
-}
-
-
-def _check_count(name: str, value: object, optional: bool) -> None:
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}; it must be a whole number")
-    if value < 1:
-        raise ValueError(f"{name} is {value}; it must be at least 1")
-
-
-def _check_real(
-    name: str, value: object, low: float, high: float = math.inf, open_low: bool = False, optional: bool = False
-) -> None:
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is {value!r}; it must be a number")
-    if not (low < value if open_low else low <= value) or not value < high:
-        raise ValueError(f"{name} is {value}; it must be {'above' if open_low else 'at least'} {low:g}, below {high:g}")
+    return tuple(recipes)

@@ -1,66 +1,112 @@
-"""What of a tuned block is trained: all of it, its biases or norms, or small adapters that are merged in the end."""
+"""What is trained: of a tuned part all, its biases or norms, or small adapters merged in the end; and the readout."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.nets.chain import Chain, subset_of
+from subtuning_lab.nets.chain import Chain, in_order
+from subtuning_lab.nets.heads import Start, empty_readout, fill_readout
 from subtuning_lab.utils.random import Stream, seeded
 
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-def tune(part: nn.Module, recipe: Recipe, seed: int = 0, position: int = 0) -> nn.Module:
-    """A copy of a part in which what the recipe names, and nothing else, wants gradients.
+def new_head(
+    backbone: Chain,
+    num_classes: int,
+    seed: int,
+    *,
+    depth: int = 1,
+    siamese: bool = False,
+    start: Start | None = None,
+) -> nn.Module:
+    """A readout that starts at the same random weights for every candidate of a seed, or at given ones.
 
     Args:
-        part: stem, block or tail of a chain.
-        recipe: `params`, `adapter`, `rank` and `init` matter here.
-        seed, position: of an adapter's and of new weights' random start.
+        backbone: says the features' width, device and dtype.
+        num_classes: number of logits.
+        seed: of the random weights.
+        depth: number of its linear layers.
+        siamese: whether it sees the frozen features beside the tuned ones.
+        start: weights by tensor name, of a readout as deep that saw the features once.
+    """
+    head = empty_readout(backbone.num_features, num_classes, depth, siamese)
+    fill_readout(head, seeded(Stream.HEAD, seed), start)
+    return head.to(backbone.mean.device, backbone.mean.dtype)
+
+
+def tune_parts(backbone: Chain, blocks: Iterable[str], recipe: Recipe, seed: int = 0) -> dict[str, nn.Module]:
+    """Copies of a subset's parts in which what the recipe names, and nothing else, wants gradients.
+
+    Args:
+        backbone: the pretrained chain.
+        blocks: names of the tuned parts.
+        recipe: what of them is trained, and where it starts.
+        seed: of an adapter's and of new weights' random start.
+
+    Returns:
+        The parts by name, in the network's order.
 
     Raises:
+        ValueError: a subset in which the recipe finds nothing to train, or what it can't train.
         ImportError: an adapter without the extra `peft`.
-        ValueError: weights that can't be made anew.
     """
+    tuned = {
+        name: tune(backbone.part(name), recipe, seed, backbone.part_names.index(name))
+        for name in in_order(backbone, blocks)
+    }
+    if tuned and not recipe.trains_all and not count_trained(tuned.values()):
+        what = f"adapter {recipe.adapter}" if recipe.adapter else f"params {recipe.params}"
+        what += f" on {recipe.lora_targets}" if recipe.adapter == "lora" else ""
+        what += " without BatchNorm (lr_scaling rgn)" if recipe.lr_scaling == "rgn" else ""
+        raise ValueError(f"{', '.join(tuned)} of {backbone.name} have nothing that {what} could train")
+    return tuned
+
+
+def tune(part: nn.Module, recipe: Recipe, seed: int = 0, position: int = 0) -> nn.Module:
+    """As `tune_parts`, of one part, stem, block or tail, at its position in the network."""
     part = copy.deepcopy(part).requires_grad_(False)
     if recipe.init == "random":
         _reset(part, _start_seed(Stream.WEIGHTS, seed, position))
     if recipe.adapter is not None:
         return _with_adapter(part, recipe, seed, position)
-    for parameter in _chosen(part, recipe.params):
+    for parameter in _chosen(part, recipe):
         parameter.requires_grad_()
     return part
-
-
-def tune_parts(backbone: Chain, blocks: Iterable[str], recipe: Recipe, seed: int = 0) -> dict[str, nn.Module]:
-    """The tuned parts of a subset by name, in the network's order.
-
-    Raises:
-        ValueError: a subset in which the recipe finds nothing to train.
-    """
-    subset = subset_of(backbone, blocks)
-    tuned = {
-        name: tune(backbone.part(name), recipe, seed, position)
-        for position, name in enumerate(backbone.part_names)
-        if name in subset
-    }
-    narrowed = recipe.adapter is not None or recipe.params != "all"
-    if tuned and narrowed and not count_trained(tuned.values()):
-        what = f"adapter {recipe.adapter}" if recipe.adapter else f"params {recipe.params}"
-        raise ValueError(f"{', '.join(tuned)} of {backbone.name} have nothing that {what} could train")
-    return tuned
 
 
 def count_trained(parts: Iterable[nn.Module]) -> int:
     """Parameters that want gradients."""
     return sum(p.numel() for part in parts for p in part.parameters() if p.requires_grad)
+
+
+def check_adapters(parts: Mapping[str, nn.Module], recipe: Recipe) -> None:
+    """Raises ValueError for adapters in tuned parts, by name, to which the first step's backward gave no gradient.
+
+    Weights that a block reads without calling their layer are such a case: nothing in them would ever be trained.
+    """
+    if recipe.adapter is None:
+        return
+    idle = [
+        f"{name}.{layer}"
+        for name, part in parts.items()
+        for layer, module in part.named_modules()
+        if (trained := [p for p in module.parameters(recurse=True) if p.requires_grad])
+        and hasattr(module, "base_layer")
+        and all(p.grad is None or not p.grad.any() for p in trained)
+    ]
+    if idle:
+        raise ValueError(
+            f"adapter {recipe.adapter!r} gets no gradient in {', '.join(idle[:5])}{' ...' * (len(idle) > 5)}: "
+            "the network doesn't call these layers, or nothing depends on them"
+        )
 
 
 def plain_part(part: nn.Module) -> nn.Module:
@@ -72,12 +118,14 @@ class _Adapted(nn.Sequential):
     """A part with adapters in it; the one child lets the part itself be what is adapted."""
 
 
-def _chosen(part: nn.Module, params: str) -> list[nn.Parameter]:
-    if params == "bias":
-        return [p for name, p in part.named_parameters() if name.rpartition(".")[-1] == "bias"]
-    if params == "norm":
-        return [p for module in part.modules() if isinstance(module, _NORMS) for p in module.parameters()]
-    return list(part.parameters())
+def _chosen(part: nn.Module, recipe: Recipe) -> Iterator[nn.Parameter]:
+    """The part's parameters that a recipe without adapter trains."""
+    for module in part.modules():
+        if recipe.lr_scaling == "rgn" and isinstance(module, _BatchNorm):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if recipe.params == "all" or (isinstance(module, _NORMS) if recipe.params == "norm" else name == "bias"):
+                yield parameter
 
 
 def _start_seed(stream: Stream, seed: int, position: int) -> int:

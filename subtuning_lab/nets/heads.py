@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+Start = Mapping[str, torch.Tensor]  # weights of a readout by tensor name
+
 
 def empty_readout(
     num_features: int, num_classes: int, depth: int = 1, siamese: bool = False, device: torch.device | str = "cpu"

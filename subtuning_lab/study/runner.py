@@ -14,10 +14,8 @@ import torch
 
 from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.data.task import Split, Task
-from subtuning_lab.engine.fit import fit_together
-from subtuning_lab.engine.job import Fit
-from subtuning_lab.engine.memory import free_bytes
-from subtuning_lab.engine.prepared import Prepared
+from subtuning_lab.engine.fit import Fit, fit_together
+from subtuning_lab.engine.memory import Prepared, free_bytes
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain
 from subtuning_lab.study.keys import Scorebook

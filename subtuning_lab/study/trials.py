@@ -131,7 +131,7 @@ def cost_of(trial: Trial, backbone: Chain, parts: pd.DataFrame) -> tuple[int, in
         flops += int(parts["flops"].sum())  # linear probing before
     if trial.blocks and recipe.siamese:
         flops += int(parts["flops"].sum()) - training_flops(parts, trial.blocks)["trunk"]  # the frozen side's rest
-    if not narrowed:
+    if recipe.trains_all:
         return count_parameters(backbone, trial.blocks), flops
     return count_trained(tune_parts(backbone, trial.blocks, recipe).values()), flops
 

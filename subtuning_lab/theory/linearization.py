@@ -13,9 +13,9 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from subtuning_lab.data.arrays import as_images, check_number
-from subtuning_lab.engine.job import Start
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import in_order
+from subtuning_lab.nets.heads import Start
 
 
 def distance(tuned: TunedTask, head_start: Start | None = None) -> pd.DataFrame:

@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from subtuning_lab.data.arrays import check_number
 from subtuning_lab.engine.fit import fit_together
-from subtuning_lab.engine.job import Start
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import in_order
+from subtuning_lab.nets.heads import Start
 from subtuning_lab.search.profiles import summarize
 from subtuning_lab.search.statistics import rank_correlation
 from subtuning_lab.study.study import Blocks, Study

@@ -13,10 +13,11 @@ from torch.func import functional_call
 
 from subtuning_lab.data.arrays import check_number
 from subtuning_lab.data.task import Split
-from subtuning_lab.engine.job import Job, Start
 from subtuning_lab.engine.recipe import Recipe
+from subtuning_lab.engine.trainable import new_head
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain, fork_of, in_order
+from subtuning_lab.nets.heads import Start
 from subtuning_lab.nets.inputs import network_input
 from subtuning_lab.study.study import Blocks, Study
 from subtuning_lab.theory.bounds import Bound, as_numbers, check_real, failure_of, geometric_grid
@@ -37,10 +38,9 @@ def readout_start(tuned: TunedTask) -> Start:
     A readout that linear probing trained first started at random, too: the probing counts as a part of its way.
     """
     recipe, seed = Recipe(**tuned.provenance["recipe"]), tuned.provenance["seed"]
-    nothing = Split(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
-    job = Job(tuned.backbone, nothing, None, recipe, len(tuned.classes), seed, lambda trained: None)
     source = tuned.backbone.source_head.state_dict() if recipe.head_start == "source" else None
-    return {key: tensor.detach().cpu() for key, tensor in job.new_head(start=source).state_dict().items()}
+    head = new_head(tuned.backbone, len(tuned.classes), seed, start=source)
+    return {key: tensor.detach().cpu() for key, tensor in head.state_dict().items()}
 
 
 def noisy_bound(

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.data.task import Split
 from subtuning_lab.engine.fit import ENGINES, fit_together
-from subtuning_lab.engine.recipe import Recipe, lr_factor
+from subtuning_lab.engine.optim import lr_factor
+from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.nets.chain import set_trainable
 from subtuning_lab.study.study import Study
 from tests.helpers import tiny_chain, tiny_split, tiny_task
@@ -134,8 +135,8 @@ def test_no_subsets_need_no_training():
         ({"recipe": Recipe(patience=2)}, "patience is 2, but there are no validation images"),
         ({"recipe": [RECIPE] * 2}, "2 recipes for 1 subsets"),
         ({"engine": "parallel"}, "'parallel'; it must be one of one_pass, sequential"),
-        ({"memory_limit": -1}, "memory_limit must be at least 0"),
-        ({"seed": -1}, "seed must be at least 0"),
+        ({"memory_limit": -1}, "memory_limit is -1; it must be a whole number at least 0"),
+        ({"seed": -1}, "seed is -1; it must be a whole number at least 0"),
     ],
 )
 def test_wrong_calls_train_nothing(options, message):

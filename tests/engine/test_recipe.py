@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subtuning_lab.engine.recipe import Recipe, check_recipes, lr_factor
+from subtuning_lab.engine.optim import lr_factor
+from subtuning_lab.engine.recipe import Recipe, check_recipes
 
 
 @given(st.integers(1, 200), st.floats(0, 0.99))

@@ -14,8 +14,7 @@ from torch import nn
 from subtuning_lab.engine import batches as trunks
 from subtuning_lab.engine import shared_forward as one_pass
 from subtuning_lab.engine.fit import ENGINES, fit_together
-from subtuning_lab.engine.memory import bytes_per_candidate, pack
-from subtuning_lab.engine.prepared import Prepared
+from subtuning_lab.engine.memory import Prepared, bytes_per_candidate, pack
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.nets.chain import Chain, copy_weights, set_trainable
 from subtuning_lab.nets.from_timm import as_chain
