@@ -36,7 +36,7 @@ from torchvision import transforms
 
 import subtuning_lab as lab
 from subtuning_lab.data.augment import augment
-from subtuning_lab.nets.chain import training_flops
+from subtuning_lab.nets.flops import training_flops
 from subtuning_lab.report.page import machine_line
 from subtuning_lab.utils.random import seeded
 

@@ -19,7 +19,8 @@ from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.inference.latency import compare_latency
 from subtuning_lab.inference.prune import Pruning, prune_backbone, prune_blocks
 from subtuning_lab.inference.tuned_task import TunedTask
-from subtuning_lab.nets.chain import Chain, copy_weights, count_parameters, in_order, part_table
+from subtuning_lab.nets.chain import Chain, copy_weights, count_parameters, in_order
+from subtuning_lab.nets.flops import part_table
 from subtuning_lab.nets.narrow import narrow_parts
 from subtuning_lab.study.study import Blocks, Study
 from subtuning_lab.study.trials import TestResult

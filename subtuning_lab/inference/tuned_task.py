@@ -15,15 +15,8 @@ from subtuning_lab.data.arrays import check_number
 from subtuning_lab.data.task import Split
 from subtuning_lab.inference.checkpoint import STORED_DTYPES, Weights, read_task, stored, write_task
 from subtuning_lab.inference.task_networks import SiameseNetwork, TaskNetwork
-from subtuning_lab.nets.chain import (
-    Chain,
-    fork_of,
-    frozen_copy,
-    in_order,
-    part_table,
-    put_parts,
-    subset_of,
-)
+from subtuning_lab.nets.chain import Chain, fork_of, frozen_copy, in_order, put_parts, subset_of
+from subtuning_lab.nets.flops import part_table
 from subtuning_lab.nets.heads import empty_readout
 from subtuning_lab.nets.narrow import check_narrow, narrowed
 

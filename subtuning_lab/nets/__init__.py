@@ -5,7 +5,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "chain": ["Chain", "count_parameters", "part_table", "set_trainable"],
+        "chain": ["Chain", "count_parameters", "set_trainable"],
+        "flops": ["part_table"],
         "registry": ["backbone_names", "load_backbone"],
     },
 )

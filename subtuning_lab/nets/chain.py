@@ -10,12 +10,10 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-import pandas as pd
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils.flop_counter import FlopCounterMode
 
 from subtuning_lab.utils.hashing import fingerprint_of
 
@@ -173,51 +171,6 @@ def in_order(backbone: Chain, blocks: Iterable[str]) -> tuple[str, ...]:
 def count_parameters(backbone: Chain, blocks: Iterable[str] | Literal["all"]) -> int:
     """Parameters of a subset, the new readout not counted."""
     return sum(p.numel() for name in subset_of(backbone, blocks) for p in backbone.part(name).parameters())
-
-
-def part_table(backbone: Chain, image_size: int | tuple[int, int] | None = None) -> pd.DataFrame:
-    """One row a part: its parameters, and forward FLOPs and output shape for one image.
-
-    Args:
-        image_size: height and width in pixels, one number if they are equal; by default the backbone's own.
-
-    Returns:
-        Table with index `part` and columns `position` (0 for the stem), `params`, `flops`, `output_shape`.
-    """
-    _, height, width = backbone.input_size
-    if image_size is not None:
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    # On the meta device nothing is computed, and fused attention is counted like any other product.
-    skeleton = copy.deepcopy(backbone).to("meta").eval()
-    x, rows = torch.empty(1, 3, height, width, device="meta", dtype=backbone.mean.dtype), []
-    for position, (name, part) in enumerate(zip(skeleton.part_names, skeleton.parts, strict=True)):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            x = part(x)
-        params = sum(p.numel() for p in part.parameters())
-        rows.append((name, position, params, counter.get_total_flops(), tuple(x.shape[1:])))
-    return pd.DataFrame(rows, columns=["part", "position", "params", "flops", "output_shape"]).set_index("part")
-
-
-def training_flops(table: pd.DataFrame, blocks: Iterable[str], weight_gradients: bool = True) -> dict[str, int]:
-    """FLOPs per image and training step of one subset, by what they are spent on.
-
-    Args:
-        table: of `part_table`.
-        blocks: the subset's names.
-        weight_gradients: False where only biases, norms or adapters are trained; theirs cost next to nothing.
-
-    Returns:
-        "trunk": frozen forward before the first tuned part, which candidates can share; "forward": the forward from
-        there on; "backward": gradients of activations behind the first tuned part, and of the tuned weights.
-    """
-    flops, tuned = table["flops"], table.index.isin(list(blocks))
-    first = int(tuned.argmax()) if tuned.any() else len(table)
-    weights, activations = int(flops[tuned].sum()), int(flops.iloc[first + 1 :].sum())
-    return {
-        "trunk": int(flops.iloc[:first].sum()),
-        "forward": int(flops.iloc[first:].sum()),
-        "backward": (weights if weight_gradients else 0) + activations,
-    }
 
 
 def frozen_copy(backbone: Chain) -> Chain:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 import ipywidgets as widgets
 import pandas as pd
 
-from subtuning_lab.nets.chain import in_order, training_flops
+from subtuning_lab.nets.chain import in_order
+from subtuning_lab.nets.flops import training_flops
 from subtuning_lab.notebook.panel import Panel, Picture, draw, network_width, profile_width
 from subtuning_lab.plots.profiles import plot_flops, plot_network, plot_tried
 from subtuning_lab.search.profiles import FULL_FINETUNING, LINEAR_PROBING, Profile, summarize

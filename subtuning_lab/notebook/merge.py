@@ -15,7 +15,8 @@ from subtuning_lab.inference.latency import OneAfterAnother, compare_latency
 from subtuning_lab.inference.merge import ORIGINAL, merge_tasks
 from subtuning_lab.inference.schedule import Schedule, plan_rows
 from subtuning_lab.inference.tuned_task import TunedTask
-from subtuning_lab.nets.chain import Chain, copy_weights, in_order, part_table
+from subtuning_lab.nets.chain import Chain, copy_weights, in_order
+from subtuning_lab.nets.flops import part_table
 from subtuning_lab.notebook.panel import Panel, Picture, draw
 from subtuning_lab.plots.merge import fork_size, plot_fork
 from subtuning_lab.plots.profiles import BLUE, PALE_BLUE

@@ -16,7 +16,8 @@ from subtuning_lab.data.arrays import check_number
 from subtuning_lab.data.task import Split, Task
 from subtuning_lab.engine.recipe import Recipe, check_recipes, recipe_grid
 from subtuning_lab.inference.tuned_task import TunedTask
-from subtuning_lab.nets.chain import BN_MODES, Chain, count_parameters, frozen_copy, in_order, part_table
+from subtuning_lab.nets.chain import BN_MODES, Chain, count_parameters, frozen_copy, in_order
+from subtuning_lab.nets.flops import part_table
 from subtuning_lab.study.keys import Scorebook
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.runner import Trainer

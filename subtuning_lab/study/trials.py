@@ -14,7 +14,8 @@ from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.data.task import Split
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.engine.trainable import count_trained, tune_parts
-from subtuning_lab.nets.chain import Chain, count_parameters, training_flops
+from subtuning_lab.nets.chain import Chain, count_parameters
+from subtuning_lab.nets.flops import training_flops
 from subtuning_lab.utils.hashing import hash_tensor
 
 

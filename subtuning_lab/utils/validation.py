@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from numbers import Real as RealNumber
@@ -232,6 +232,26 @@ class Several(Rule):
 
 
 @dataclass(frozen=True)
+class Blocks(Rule):
+    """A subset of a network: names of its parts, or "all". Whether a network has them it can say alone."""
+
+    none: bool = False
+    allowed = 'a list of names of parts, e.g. ["layer3.0"], or "all"'
+
+    def error_of(self, value: object) -> type[Exception] | None:
+        if value is None or isinstance(value, str | bytes | Mapping):
+            return None if value == "all" else TypeError
+        if not isinstance(value, Iterable):
+            return TypeError
+        listed = value if isinstance(value, Collection) else ()  # a generator is read once, and not here
+        return None if all(isinstance(name, str) for name in listed) else TypeError
+
+    def wrong(self) -> Iterator[object]:
+        yield from super().wrong()
+        yield from ("layer3.0", 5, [3], [None])
+
+
+@dataclass(frozen=True)
 class Table(Rule):
     """A pandas table with some columns.
 
@@ -282,6 +302,10 @@ class Table(Rule):
         yield from (pd.DataFrame({name: [0.5] for name in names if name != absent}) for absent in names[:2])
         yield from (pd.DataFrame(dict.fromkeys(names, ["text"])),) if self.numbers else ()
         yield from (pd.DataFrame(columns=names),) if self.rows else ()
+
+
+IMAGE_SIZE = Whole(1, 4096)  # pixels; above it memory ends before anything is learned
+SEED = Whole(0, 2**63 - 1)
 
 
 def checked(**rules: Rule) -> Callable[[Function], Function]:

@@ -15,7 +15,8 @@ from subtuning_lab.inference.hub import model_card
 from subtuning_lab.inference.merge import merge_tasks
 from subtuning_lab.inference.prune import prune_backbone, prune_blocks
 from subtuning_lab.inference.tuned_task import TunedTask, load_tuned
-from subtuning_lab.nets.chain import Chain, copy_weights, count_parameters, part_table
+from subtuning_lab.nets.chain import Chain, copy_weights, count_parameters
+from subtuning_lab.nets.flops import part_table
 from subtuning_lab.nets.from_timm import as_chain
 from subtuning_lab.nets.registry import load_backbone
 from subtuning_lab.theory.linearization import distance, linearization_gap

@@ -11,7 +11,7 @@ from torch import nn
 
 from subtuning_lab.engine.fit import fit_together
 from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.nets.chain import Chain, count_parameters, in_order, part_table, set_trainable, training_flops
+from subtuning_lab.nets.chain import Chain, count_parameters, in_order, set_trainable
 from subtuning_lab.nets.from_timm import as_chain
 from subtuning_lab.search.profiles import finetuning_profile
 from subtuning_lab.study.study import Study
@@ -158,21 +158,6 @@ def test_parameters_are_counted_by_hand(chain):
     assert count_parameters(chain, ["stem", "block1", "block1"]) == 3 * 6 * 9 + 12 + block
     assert count_parameters(chain, "all") == 3 * 6 * 9 + 12 + 3 * block + 12
     assert count_parameters(chain, "all") == sum(p.numel() for p in chain.parameters())
-
-
-def test_flops_are_counted_by_hand(chain):
-    """A product and a sum count as two; convolutions are all that the network has."""
-    table = part_table(chain, 8)
-    stem, block = 2 * 6 * 3 * 9 * 4 * 4, 2 * 6 * 6 * 9 * 4 * 4
-    assert table["flops"].to_dict() == {"stem": stem, "block1": block, "block2": block, "block3": block, "tail": 0}
-    assert table.loc["stem", "output_shape"] == (6, 4, 4) and table.loc["tail", "output_shape"] == (6,)
-    assert table["position"].tolist() == [0, 1, 2, 3, 4]
-    assert table["params"].sum() == count_parameters(chain, "all")
-    assert part_table(chain, (8, 16))["flops"].tolist() == [2 * f for f in table["flops"]]
-    everything = training_flops(table, chain.part_names)
-    assert everything == {"trunk": 0, "forward": stem + 3 * block, "backward": 2 * (stem + 3 * block) - stem}
-    assert training_flops(table, ["block2"]) == {"trunk": stem + block, "forward": 2 * block, "backward": 2 * block}
-    assert training_flops(table, []) == {"trunk": stem + 3 * block, "forward": 0, "backward": 0}
 
 
 def test_normalization_of_bytes_and_of_floats_is_the_same(chain):

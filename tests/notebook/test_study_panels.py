@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import subtuning_lab as lab
-from subtuning_lab.nets.chain import training_flops
+from subtuning_lab.nets.flops import training_flops
 from subtuning_lab.notebook import block_panels
 from subtuning_lab.notebook import panel as panels
 from subtuning_lab.notebook import study_panels as controls
