@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from pretraining_images import SOURCE_CLASSES, SOURCE_FAMILIES, source_images
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -24,7 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Generator, Tensor, nn
 
-from subtuning_lab.data import synthetic as procedural
+from subtuning_lab.data.synthetic import SIDE
 from subtuning_lab.nets import cifar_resnet as architectures
 
 CARD_TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -83,7 +84,7 @@ def build_model(name: str, seed: int) -> nn.Module:
     """Return the named network with weights that depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ARCHITECTURES[name](procedural.SOURCE_CLASSES)
+        model = ARCHITECTURES[name](SOURCE_CLASSES)
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False  # the same function; training 64 tokens on a CPU it is nearly twice as fast
@@ -95,7 +96,7 @@ def augment(images: Tensor, generator: Generator) -> Tensor:
     n, device = len(images), images.device
     shifts = torch.randint(-LARGEST_SHIFT, LARGEST_SHIFT + 1, (2, n, 1), generator=generator)
     inverted = torch.rand(n, 1, 1, 1, generator=generator) < INVERTED_FRACTION
-    rows, columns = (torch.arange(procedural.SIDE) + shifts).clamp(0, procedural.SIDE - 1).to(device)
+    rows, columns = (torch.arange(SIDE) + shifts).clamp(0, SIDE - 1).to(device)
     image, channel = torch.arange(n, device=device).view(n, 1, 1, 1), torch.arange(3, device=device).view(1, 3, 1, 1)
     shifted = images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
     return torch.where(inverted.to(device), 255 - shifted, shifted)
@@ -104,7 +105,7 @@ def augment(images: Tensor, generator: Generator) -> Tensor:
 def batches(recipe: PretrainingRecipe, epoch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Draw the images of an epoch; yield augmented, normalized batches and their labels on `device`."""
     seed = SEEDS_PER_RUN * recipe.seed + 1 + epoch
-    images, labels = procedural.source_images(recipe.images, seed)
+    images, labels = source_images(recipe.images, seed)
     images, labels = images.to(device), labels.to(device)
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, recipe.images - recipe.batch_size + 1, recipe.batch_size):
@@ -117,7 +118,7 @@ def train(model: nn.Module, recipe: PretrainingRecipe, device: torch.device) -> 
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     steps = recipe.epochs * (recipe.images // recipe.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.15)
-    validation = procedural.source_images(1000, SEEDS_PER_RUN * recipe.seed)
+    validation = source_images(1000, SEEDS_PER_RUN * recipe.seed)
     started = time.perf_counter()
     for epoch in range(recipe.epochs):
         losses = []
@@ -182,9 +183,9 @@ class PretrainingResult:
 
 def family_accuracies(right: Tensor, labels: Tensor) -> dict[str, float]:
     """Return the accuracy within each of the four source families, from the hits (n,) of all images."""
-    ends = torch.tensor(list(procedural.SOURCE_FAMILIES.values())).cumsum(dim=0)
+    ends = torch.tensor(list(SOURCE_FAMILIES.values())).cumsum(dim=0)
     family = torch.bucketize(labels, ends, right=True)
-    return {name: right[family == i].mean().item() for i, name in enumerate(procedural.SOURCE_FAMILIES)}
+    return {name: right[family == i].mean().item() for i, name in enumerate(SOURCE_FAMILIES)}
 
 
 def pretrain(name: str, recipe: PretrainingRecipe, device: torch.device) -> tuple[nn.Module, PretrainingResult]:
@@ -194,7 +195,7 @@ def pretrain(name: str, recipe: PretrainingRecipe, device: torch.device) -> tupl
     started = time.perf_counter()
     train(model, recipe, device)
     seconds = time.perf_counter() - started
-    images, labels = procedural.source_images(VALIDATION_IMAGES, SEEDS_PER_RUN * recipe.seed)
+    images, labels = source_images(VALIDATION_IMAGES, SEEDS_PER_RUN * recipe.seed)
     right = hits(model, images, labels, device)
     cpu = f"{torch.get_num_threads()} threads on {os.cpu_count()} CPU cores"
     result = PretrainingResult(
@@ -222,7 +223,7 @@ def save_weights(model: nn.Module, path: Path, name: str, result: PretrainingRes
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     header = {
         "architecture": name,
-        "classes": str(procedural.SOURCE_CLASSES),
+        "classes": str(SOURCE_CLASSES),
         "mean": json.dumps(architectures.LAB_MEAN),
         "std": json.dumps(architectures.LAB_STD),
         "source_accuracy": f"{result.source_accuracy:.4f}",
@@ -258,7 +259,7 @@ def model_card(name: str, model: nn.Module, recipe: PretrainingRecipe, result: P
         untrained=result.digits_untrained,
         probe_images=PROBE_IMAGES,
         probe_draws=PROBE_DRAWS,
-        **procedural.SOURCE_FAMILIES,
+        **SOURCE_FAMILIES,
         **asdict(recipe),
     )
 

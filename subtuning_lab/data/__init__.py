@@ -5,6 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "task": ["Split", "Task", "load_task", "task_names"],
+        "load": ["load_task", "task_names"],
+        "task": ["Split", "Task"],
     },
 )

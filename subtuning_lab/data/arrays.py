@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+
+from subtuning_lab.utils.validation import shown
+
+MOST_CLASSES = 100_000
+_TURNS_TEXT = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # as in "exe.txt" for "txt.exe"
 
 
 def as_images(images: np.ndarray | torch.Tensor, what: str = "images") -> torch.Tensor:
@@ -49,13 +55,32 @@ def _channels_first(images: torch.Tensor, what: str) -> torch.Tensor:
     return images
 
 
+def check_uint8_rgb(images: object) -> None:
+    """Raise TypeError or ValueError unless images are uint8 (n, 3, H, W), not empty in space."""
+    if not hasattr(images, "dtype") or not hasattr(images, "shape"):
+        raise TypeError(f"images is {shown(images)}; it must be a uint8 tensor (n, 3, H, W)")
+    shape = tuple(images.shape)
+    if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
+        raise ValueError(f"images must be uint8 (n, 3, H, W), got {images.dtype} {shape}")
+
+
 def as_integers(values: np.ndarray | torch.Tensor | Sequence[int], what: str) -> torch.Tensor:
-    """Convert integers to a new int64 tensor (n,); anything else raises TypeError."""
-    array = values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    """Convert integers to a new int64 tensor (n,).
+
+    Raises:
+        TypeError: anything but integers.
+        ValueError: another shape, or an integer beyond 64 bits.
+    """
+    try:
+        array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{what} must have shape (n,): {error}") from error
     if array.dtype.kind not in "iu":
         raise TypeError(f"{what} must be integers, got {array.dtype}")
     if array.ndim != 1:
         raise ValueError(f"{what} must have shape (n,), got {array.shape}")
+    if array.dtype == np.uint64 and array.size and array.max() >= 2**63:
+        raise ValueError(f"{what} must be integers below 2**63, got {array.max()}")
     return torch.from_numpy(array.astype(np.int64))
 
 
@@ -67,12 +92,38 @@ def check_labels(labels: torch.Tensor, classes: Sequence[str], part: str) -> Non
         raise ValueError(f"{part} label {int(labels[index])} at index {index} is outside 0..{len(classes) - 1}")
 
 
+def numbered_classes(labels: torch.Tensor) -> tuple[str, ...]:
+    """Names "0", "1", ... up to the largest label; ValueError beyond `MOST_CLASSES`."""
+    largest = int(labels.max()) if len(labels) else 0
+    if largest >= MOST_CLASSES:
+        raise ValueError(
+            f"label {largest} at index {int(labels.argmax())} is too large; at most {MOST_CLASSES} classes"
+        )
+    return tuple(str(label) for label in range(largest + 1))
+
+
 def check_validation(validation: torch.Tensor, n: int) -> None:
     """Raise ValueError unless `validation` holds distinct indices below n, and leaves some images for training."""
     if validation.dtype != torch.int64 or validation.dim() != 1 or not 0 < len(validation) < n:
         raise ValueError(f"validation must be int64 with 1 to {n - 1} indices, got {tuple(validation.shape)}")
     if int(validation.min()) < 0 or int(validation.max()) >= n or len(validation.unique()) < len(validation):
         raise ValueError(f"validation must hold distinct indices in 0..{n - 1}")
+
+
+def printable(text: str) -> str:
+    """Text that a terminal, a page and a database take: bytes that are no UTF-8 and control characters as escapes."""
+    return "".join(_escaped(character) if _is_control(character) else character for character in text)
+
+
+def _is_control(character: str) -> bool:
+    """Control characters, halves of surrogate pairs, line separators, and those that turn the direction of text."""
+    category = unicodedata.category(character)
+    return category in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(character) in _TURNS_TEXT
+
+
+def _escaped(character: str) -> str:
+    byte = ord(character) - 0xDC00  # how Python keeps a byte of a file name that is no UTF-8
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else character.encode("unicode_escape").decode()
 
 
 def check_number(name: str, value: int | None, low: int, high: int | None = None) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from subtuning_lab.data.corruptions.registry import SEVERITIES
-from subtuning_lab.data.images import IMAGE_SUFFIXES, NpyRows
+from subtuning_lab.data.decode import image_suffixes
+from subtuning_lab.data.images import NpyRows
 from subtuning_lab.data.splits import Listing, Part, seeded_split
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -53,7 +54,7 @@ def _list_classes(root: Path, classes: Sequence[str]) -> tuple[list[Path], np.nd
     labels: list[int] = []
     for label, name in enumerate(classes):
         if not (found := _image_files(root / name)):
-            raise ValueError(f"class {name!r} has no images in {root / name}; allowed: {sorted(IMAGE_SUFFIXES)}")
+            raise ValueError(f"class {name!r} has no images in {root / name}; allowed: {sorted(image_suffixes())}")
         files += found
         labels += [label] * len(found)
     return files, np.array(labels, dtype=np.int64)
@@ -65,7 +66,7 @@ def _image_files(root: Path) -> list[Path]:
         Path(parent) / name
         for parent, _, names in os.walk(root, followlinks=True)
         for name in names
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+        if os.path.splitext(name)[1].lower() in image_suffixes() and not name.startswith(".")
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,16 +13,18 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
+from subtuning_lab.data.arrays import printable
 from subtuning_lab.data.corruptions.registry import corrupt
+from subtuning_lab.data.decode import file_size, fit_image, read_image
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 LARGEST_KEPT_SIZE = 256  # pixels: images of one common size up to this one are not resized by default
-DEFAULT_SIZE = 224
+DEFAULT_SIZE, SIZE_STEP = 224, 32  # pixels: the largest default of images of several sizes, and what it is rounded to
+_SIZED = 500  # files of which the sizes are looked at for a default
 _CHUNK = 64  # images per job of the thread pool, at most
-_DEEP_MODES = ("I", "F")  # 16 and 32 bit greys: converting them to RGB would clip in silence
+_SHOWN = 20  # files that one message names
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,78 +66,43 @@ class NpyRows:
 Items = Sequence[Path] | np.ndarray | NpyRows  # image files, or uint8 (n, H, W, 3) in memory or in a file
 
 
-def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Decode one file to RGB at `size`.
-
-    Args:
-        path: an image file of 8 bits per channel.
-        size: (H, W) in pixels; see `fit_image`.
-    Returns:
-        uint8 array (H, W, 3).
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not an image, is damaged, or has more than 8 bits per channel; the message names it.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(_DEEP_MODES):
-                raise ValueError(f"mode {image.mode!r} has more than 8 bits per channel; save it with 8 bits")
-            image.draft("RGB", (max(size), max(size)))  # JPEG only: decodes at 1/2, 1/4, 1/8 where that suffices
-            return fit_image(image.convert("RGB"), size)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"image file not found: {path}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(f"cannot decode image {path}: {reason}") from error
-
-
-def fit_image(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """Scale an RGB image until it just covers `size` (bilinear, antialiased) and cut the centre out.
-
-    Args:
-        image: an RGB image.
-        size: (H, W) in pixels.
-    Returns:
-        uint8 array (H, W, 3).
-    """
-    height, width = size
-    if image.size != (width, height):
-        scale = max(width / image.width, height / image.height)
-        scaled = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-        image = image.resize(scaled, Image.Resampling.BILINEAR)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, top, left + width, top + height))
-    return np.asarray(image)
-
-
 def item_size(items: Items, index: int) -> tuple[int, int]:
-    """The (H, W) of one undecoded image in pixels; a file's header alone is read. Raises like `read_image`."""
-    if isinstance(items, np.ndarray | NpyRows):
-        return items.shape[1], items.shape[2]
-    try:
-        with Image.open(items[index]) as image:
-            return image.height, image.width
-    except FileNotFoundError:
-        raise FileNotFoundError(f"image file not found: {items[index]}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot decode image {items[index]}: {error}") from error
+    """The (H, W) of one undecoded image in pixels. Raises like `file_size`."""
+    return items.shape[1:3] if isinstance(items, np.ndarray | NpyRows) else file_size(items[index])
 
 
 def common_size(parts: Sequence[Items]) -> tuple[int, int]:
-    """The (H, W) that all images share if they do and it is at most 256 pixels, else (224, 224).
+    """The size that images are brought to if nobody says another.
+
+    One that all share is kept if it is at most 256 pixels. Others become squares that are about as large as they are:
+    the median of the shorter sides, rounded to a multiple of 32, from 32 to 224.
 
     Args:
-        parts: groups of files or arrays; headers are read until two sizes differ.
+        parts: groups of files or arrays; headers are read until two sizes differ, and then of at most 500 files.
     Returns:
         (H, W) in pixels.
     """
+    places = [
+        (items, i) for items in parts for i in range(1 if isinstance(items, np.ndarray | NpyRows) else len(items))
+    ]
     sizes: set[tuple[int, int]] = set()
-    for items in parts:
-        for index in range(1 if isinstance(items, np.ndarray | NpyRows) else len(items)):
-            sizes.add(item_size(items, index))
-            if len(sizes) > 1 or max(max(sizes)) > LARGEST_KEPT_SIZE:
-                return DEFAULT_SIZE, DEFAULT_SIZE
-    return sizes.pop()
+    for items, index in places:
+        sizes.update(_size_if_readable(items, index))
+        if len(sizes) > 1 or max(max(sizes, default=(0, 0))) > LARGEST_KEPT_SIZE:
+            break
+    else:
+        return sizes.pop() if sizes else (DEFAULT_SIZE, DEFAULT_SIZE)
+    some = places[:: -(-len(places) // _SIZED)]
+    shorter = [min(size) for items, index in some for size in _size_if_readable(items, index)]
+    side = SIZE_STEP * int(np.median(shorter or [DEFAULT_SIZE]) / SIZE_STEP + 0.5)
+    return (min(max(side, SIZE_STEP), DEFAULT_SIZE),) * 2
+
+
+def _size_if_readable(items: Items, index: int) -> list[tuple[int, int]]:
+    try:
+        return [item_size(items, index)]
+    except (FileNotFoundError, ValueError):
+        return []  # decoding will name it, with all others
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,12 +114,20 @@ class StreamedImages:
         size: (H, W) in pixels of what indexing returns.
         corruptions: (name, severity, seed) applied in this order after decoding; noise depends on `positions` alone.
         positions: int64 (n,), the index that each image had when the corruptions were declared; None means 0 .. n-1.
+        stamps: int64 (n, 2), when each file was written, and its bytes; None takes those of now.
+    Raises:
+        FileNotFoundError: files that are not there; all are named.
     """
 
     items: Items
     size: tuple[int, int]
     corruptions: tuple[tuple[str, int, int], ...] = ()
     positions: torch.Tensor | None = None
+    stamps: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.stamps is None:
+            object.__setattr__(self, "stamps", _stamps(self.items))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -179,19 +154,25 @@ class StreamedImages:
             index: int64 tensor (k,), boolean tensor (n,), slice, list of ints, or one int.
         Returns:
             uint8 tensor (k, 3, H, W); (3, H, W) for one int.
+        Raises:
+            RuntimeError: a file was changed after the images were declared.
+            FileNotFoundError, ValueError: as `decode_images`.
         """
         where = torch.arange(len(self))[index]
         chosen = self.take(where.reshape(-1))
-        images = decode_images(chosen.items, self.size)
-        if self.corruptions:
-            for name, severity, seed in self.corruptions:
-                images = corrupt(images, name, severity, seed=seed, positions=chosen.positions)
+        try:
+            images = decode_images(chosen.items, self.size)
+        finally:
+            chosen._check_unchanged()
+        for name, severity, seed in self.corruptions:
+            images = corrupt(images, name, severity, seed=seed, positions=chosen.positions)
         return images if where.dim() else images[0]
 
     def take(self, indices: torch.Tensor) -> StreamedImages:
         """The images at `indices` (int64 (k,)), still undecoded, with the noise that they have here."""
-        positions = torch.arange(len(self)) if self.positions is None else self.positions
-        return StreamedImages(take_items(self.items, indices), self.size, self.corruptions, positions[indices])
+        positions = (torch.arange(len(self)) if self.positions is None else self.positions)[indices]
+        stamps = self.stamps[np.asarray(indices)] if len(self.stamps) == len(self) else self.stamps
+        return StreamedImages(take_items(self.items, indices), self.size, self.corruptions, positions, stamps)
 
     def update_digest(self, digest: hashlib._Hash) -> None:
         """Feed the undecoded bytes, the size, and the corruptions with their positions to a hash."""
@@ -199,8 +180,36 @@ class StreamedImages:
         if self.corruptions and self.positions is not None:
             digest.update(self.positions.numpy().tobytes())
         for item in self.items:
-            content = item.read_bytes() if isinstance(item, Path) else item.tobytes()
-            digest.update(hashlib.sha256(content).digest())
+            digest.update(_content_digest(item))
+        self._check_unchanged()
+
+    def _check_unchanged(self) -> None:
+        """Raise RuntimeError if files are others than they were, so that no score counts for images it is not of."""
+        files, now = _files(self.items), _stamps(self.items)
+        changed = [file for file, then, stamp in zip(files, self.stamps, now, strict=True) if (then != stamp).any()]
+        if changed:
+            first = printable(str(changed[0]))
+            raise RuntimeError(
+                f"{len(changed)} files were changed after the task was loaded, {first} first: load it again"
+            )
+
+
+def _files(items: Items) -> Sequence[Path]:
+    """The files that items are in."""
+    return () if isinstance(items, np.ndarray) else (items.path,) if isinstance(items, NpyRows) else items
+
+
+def _stamps(items: Items) -> np.ndarray:
+    """When each file was written, in ns, and its bytes; int64 (files, 2). Raises FileNotFoundError that names all."""
+    stamps, errors = [], {}
+    for number, file in enumerate(_files(items)):
+        try:
+            status = os.stat(file)
+            stamps.append((status.st_mtime_ns, status.st_size))
+        except OSError:
+            errors[number] = FileNotFoundError(f"image file not found: {printable(str(file))}")
+    _raise_all(errors, len(stamps) + len(errors))
+    return np.array(stamps, dtype=np.int64).reshape(-1, 2)
 
 
 def take_items(items: Items, indices: torch.Tensor | np.ndarray) -> Items:
@@ -222,39 +231,61 @@ def decode_images(items: Items, size: tuple[int, int], progress: str | None = No
     Returns:
         uint8 tensor (n, 3, H, W).
     Raises:
-        FileNotFoundError, ValueError: as `read_image`, for the first failing file; the rest is not decoded.
+        FileNotFoundError, ValueError: as `read_image`; all files that fail are named.
     """
     items = items[:] if isinstance(items, NpyRows) else items
     if isinstance(items, np.ndarray) and items.shape[1:3] == tuple(size):
         return torch.from_numpy(items.transpose(0, 3, 1, 2).copy())
     out = np.empty((len(items), 3, *size), dtype=np.uint8)
 
-    def fill(start: int, stop: int) -> int:
-        for index in range(start, stop):
-            item = items[index]
-            image = read_image(item, size) if isinstance(item, Path) else fit_image(Image.fromarray(item), size)
-            out[index] = image.transpose(2, 0, 1)
-        return stop - start
+    def fill(index: int) -> None:
+        item = items[index]
+        image = read_image(item, size) if isinstance(item, Path) else fit_image(Image.fromarray(item), size)
+        out[index] = image.transpose(2, 0, 1)
 
-    _run_in_threads(fill, len(items), progress)
+    _in_threads(fill, len(items), progress)
     return torch.from_numpy(out)
 
 
-def _run_in_threads(job: Callable[[int, int], int], n: int, progress: str | None) -> None:
-    """Run `job(start, stop)`, which returns how many images it did, over 0 .. n; the first error stops the rest."""
+def _in_threads(work: Callable[[int], object], n: int, progress: str | None) -> None:
+    """Call `work(index)` for 0 .. n - 1; its FileNotFoundErrors and ValueErrors are raised together, at the end."""
     threads = os.cpu_count() or 1
     chunk = max(1, min(_CHUNK, n // (4 * threads)))
+    errors: dict[int, Exception] = {}
+
+    def some(start: int) -> int:
+        stop = min(start + chunk, n)
+        for index in range(start, stop):
+            try:
+                work(index)
+            except (FileNotFoundError, ValueError) as error:
+                errors[index] = error
+        return stop - start
+
     with (
         ThreadPoolExecutor(threads) as pool,
         tqdm(total=n, desc=progress, unit="img", disable=progress is None) as bar,
     ):
-        jobs = [pool.submit(job, start, min(start + chunk, n)) for start in range(0, n, chunk)]
+        jobs = [pool.submit(some, start) for start in range(0, n, chunk)]
         try:
             for done in as_completed(jobs):
                 bar.update(done.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    _raise_all(errors, n)
+
+
+def _raise_all(errors: Mapping[int, Exception], n: int) -> None:
+    """Raise one error for those of all images, by index: FileNotFoundError if no file is there, else ValueError."""
+    if len(errors) < 2:
+        for error in errors.values():
+            raise error
+        return
+    lines = [str(errors[index]) for index in sorted(errors)]
+    lines[_SHOWN:] = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    kind = FileNotFoundError if all(isinstance(e, FileNotFoundError) for e in errors.values()) else ValueError
+    raise kind("\n".join([f"{len(errors)} of {n} images cannot be read:", *lines]))
 
 
 def default_memory_limit() -> int:
@@ -263,7 +294,7 @@ def default_memory_limit() -> int:
 
 
 def load_images(items: Items, size: tuple[int, int], limit: int, progress: str | None) -> torch.Tensor | StreamedImages:
-    """Decode images if the result fits, else stand ready to decode them on demand.
+    """Decode images if the result fits, else look at all headers and stand ready to decode them on demand.
 
     Args:
         items: image files, or uint8 images (n, H, W, 3).
@@ -272,7 +303,32 @@ def load_images(items: Items, size: tuple[int, int], limit: int, progress: str |
         progress: label of a progress bar on stderr; None shows none.
     Returns:
         uint8 tensor (n, 3, H, W), or `StreamedImages` of that shape.
+    Raises:
+        FileNotFoundError, ValueError: as `decode_images`.
     """
-    if 3 * size[0] * size[1] * len(items) > limit:
-        return StreamedImages(items, size)
-    return decode_images(items, size, progress)
+    if 3 * size[0] * size[1] * len(items) <= limit:
+        return decode_images(items, size, progress)
+    if not isinstance(items, np.ndarray | NpyRows):
+        _in_threads(lambda index: item_size(items, index), len(items), progress)
+    return StreamedImages(items, size)
+
+
+def count_shared(train: Items | torch.Tensor, test: Items | torch.Tensor) -> int:
+    """How many test images are training images, too: by their pixels in memory, by their bytes in files."""
+    sizes = _sizes(train) & _sizes(test)
+    known = {_content_digest(item) for item in train if _size(item) in sizes}
+    return sum(_content_digest(item) in known for item in test if _size(item) in sizes)
+
+
+def _sizes(items: Items | torch.Tensor) -> set[int]:
+    return {_size(item) for item in items}
+
+
+def _size(item: Path | np.ndarray | torch.Tensor) -> int:
+    return item.stat().st_size if isinstance(item, Path) else item.nbytes
+
+
+def _content_digest(item: Path | np.ndarray | torch.Tensor) -> bytes:
+    """SHA-256 of an image's undecoded bytes, or of its pixels."""
+    content = item.read_bytes() if isinstance(item, Path) else np.ascontiguousarray(item)
+    return hashlib.sha256(content).digest()

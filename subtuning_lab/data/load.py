@@ -1,31 +1,30 @@
-"""What a task's name stands for: bundled, generated, published, or a folder's images, not yet decoded."""
+"""What a task's name stands for: bundled, generated, published, or the images of a folder; and how it is loaded."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from subtuning_lab.data.corruptions.registry import check_corruption
+from subtuning_lab.data.arrays import printable
+from subtuning_lab.data.builtin import DIGITS, GENERATED, digits, generated
+from subtuning_lab.data.corruptions.registry import corruption_names, parse_corruptions
+from subtuning_lab.data.decode import LARGEST_SIZE
 from subtuning_lab.data.folders import cifar10c, folder, vtab
-from subtuning_lab.data.splits import SPLIT_SEED, Listing, Part, stratified_choice
+from subtuning_lab.data.images import common_size, default_memory_limit, load_images
+from subtuning_lab.data.splits import Listing
+from subtuning_lab.data.task import Split, Task, warn_of_shared
 from subtuning_lab.data.torchvision_sets import PUBLISHED, VTAB, published, vtab_sized
+from subtuning_lab.utils.validation import Flag, Is, Text, Whole, checked
 
-_TRAIN_SEED, _TEST_SEED = 1_000_003, 2**32 - 5  # far from the small seeds that pretraining uses; torch takes 32 bits
-GENERATED = {
-    "source": "40 glyph classes of the bundled backbones' pretraining, fresh images, 32 x 32 (offline)",
-    "glyphs": "20 glyph classes that the bundled backbones have not seen, 32 x 32 (offline)",
-    "count": "how many blobs, 1 to 6, 32 x 32 (offline)",
-    "position": "in which of 8 directions a disc lies from a square, 32 x 32 (offline)",
-}
-_FAMILIES = {"source": "source_glyph", "glyphs": "glyph", "count": "count", "position": "position"}
 _SPEC = re.compile(r"(.*?)((?:\+[^+@/]+@[^+@/]*)*)", re.DOTALL)
 _PATTERNS = {
     "folder:DIR": "your images: DIR/train/<class>/* and DIR/test/<class>/* (or val/), or DIR/<class>/*",
-    "vtab:DIR": "VTAB-1k's official lists in DIR: train800val200.txt, val200.txt, test.txt with 'path label' lines",
+    "vtab:DIR": "VTAB-1k's lists in DIR: train800val200.txt, val200.txt, test.txt with 'path label' lines",
     "cifar10c:DIR/NAME@SEVERITY": "CIFAR-10-C as published: DIR/NAME.npy and DIR/labels.npy, severity 1 to 5",
 }
 _LISTED = {"folder": folder, "vtab": vtab, "cifar10c": cifar10c}
@@ -34,32 +33,105 @@ ADVICE = f"Without internet use 'digits', {', '.join(map(repr, GENERATED))}, or 
 
 def task_names() -> dict[str, str]:
     """What `load_task` knows by name: name -> one-line description, offline tasks first."""
-    named = {"digits": "10 handwritten digits, real, 32 x 32, 1,000 + 797 (offline)", **GENERATED}
-    return named | {name: entry.description for name, entry in PUBLISHED.items()} | VTAB | _PATTERNS
+    return DIGITS | GENERATED | {name: entry.description for name, entry in PUBLISHED.items()} | VTAB | _PATTERNS
+
+
+@checked(
+    spec=Text(),
+    train_size=Whole(2, none=True),
+    test_size=Whole(1, none=True),
+    seed=Whole(0, 2**31 - 1),
+    image_size=Whole(1, LARGEST_SIZE, none=True),
+    data_dir=Is((str, Path), none=True),
+    download=Flag(),
+    memory_limit=Whole(0, none=True),
+    progress=Flag(),
+)
+def load_task(
+    spec: str,
+    *,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    seed: int = 0,
+    image_size: int | None = None,
+    data_dir: str | Path | None = None,
+    download: bool = True,
+    memory_limit: int | None = None,
+    progress: bool = True,
+) -> Task:
+    """Load a task by name, from a folder of images, from VTAB-1k's lists, or from CIFAR-10-C's arrays.
+
+    Published splits are used where there are any. Else 20 % are held out for testing: stratified, and the same ones
+    whatever `seed` says. Only images that were chosen are decoded, once and in parallel.
+
+    Args:
+        spec: a name of `task_names()`, `folder:DIR`, `vtab:DIR` or `cifar10c:DIR/NAME@SEVERITY` (see
+            `subtuning_lab.data.folders`), then any number of `+corruption@severity`, applied to training and test
+            images at their final size.
+        train_size, test_size: how many images to choose, stratified; None takes all (1,000 of a generated task).
+        seed: of that choice, and of the training images of a generated task.
+        image_size: pixels; the shorter side is scaled to it and the centre cut out. None: `common_size`.
+        data_dir: folder of downloaded data sets; None takes $SUBTUNING_LAB_DATA, else ~/.cache/subtuning_lab.
+        download: whether missing data sets may be downloaded.
+        memory_limit: bytes of decoded images, beyond which a split is decoded on demand; None: half of what is free.
+        progress: whether to show progress bars on stderr.
+    Returns:
+        The task, named `spec`.
+    Raises:
+        ValueError: an unknown name, a number out of range, damaged images, a class without images, a bad line.
+        TypeError: a number that is not an integer, a spec that is not a string.
+        FileNotFoundError: a missing folder, list, image or data set.
+        ConnectionError: a download failed.
+    Warns:
+        UserWarning: test images that are training images, too; files or folders that are left out.
+    """
+    base, corruptions = parse_spec(spec)
+    listing = list_images(base, train_size or 1000, test_size or 1000, seed, data_dir, download)
+    chosen = listing.choose(train_size, test_size, seed)
+    size = (image_size, image_size) if image_size else common_size([chosen.train.items, chosen.test.items])
+    limit = default_memory_limit() if memory_limit is None else memory_limit
+    train, test = _load_splits(chosen, size, limit, printable(base) if progress else None)
+    decoded = all(isinstance(split.images, torch.Tensor) for split in (train, test))
+    warn_of_shared(*((train.images, test.images) if decoded else (chosen.train.items, chosen.test.items)))
+    held = None if chosen.validation is None else torch.from_numpy(chosen.validation)
+    task = Task(printable(spec), chosen.classes, train, test, held, chosen.source)
+    return replace(task, train=train.corrupted(corruptions, part=0), test=test.corrupted(corruptions, part=1))
 
 
 def parse_spec(spec: str) -> tuple[str, list[tuple[str, int]]]:
-    """Take the trailing `+corruption@severity` parts off a spec; a path may contain plus signs itself.
+    """Take the trailing `+corruption@severity` parts off a spec; a path may contain such parts itself.
 
     Args:
-        spec: see `subtuning_lab.data.task.load_task`.
+        spec: see `load_task`.
     Returns:
         The rest, and (name, severity) of every corruption in order.
     Raises:
-        TypeError: `spec` is not a string.
         ValueError: a corruption is unknown, written in another way, or has a severity outside 1 to 5.
     """
-    if not isinstance(spec, str):
-        raise TypeError(f"a task is named by a string, got {spec!r}; arrays go through Task.from_arrays")
-    match = _SPEC.fullmatch(spec)
-    base, suffix = match.group(1), match.group(2)
-    if "+" in base and base.partition(":")[0] not in _LISTED:
+    base, suffix = _SPEC.fullmatch(spec).groups()
+    kind, _, path = base.partition(":")
+    pieces = re.findall(r"\+[^+]+", suffix)
+    if kind in ("folder", "vtab"):
+        kept = _in_path(path, pieces)
+        base, pieces = base + "".join(pieces[:kept]), pieces[kept:]
+    elif "+" in base and kind not in _LISTED:
         raise ValueError(f"cannot read {spec!r}: a corruption is written '+name@severity', as in 'digits+contrast@3'")
-    found = [part.split("@") for part in suffix.split("+")[1:]]
-    corruptions = [(name, int(severity) if severity.isdecimal() else severity) for name, severity in found]
-    for name, severity in corruptions:
-        check_corruption(name, severity)
-    return base, corruptions
+    return base, parse_corruptions("".join(pieces))
+
+
+def _in_path(path: str, pieces: Sequence[str]) -> int:
+    """How many of the pieces `+name@severity` belong to the path: as many as give a folder that is there.
+
+    If there is none, those belong to it that have something after them that is no corruption, so that the folder
+    that is missing can be named.
+    """
+    for kept in range(len(pieces), -1, -1):
+        if Path(path + "".join(pieces[:kept])).expanduser().is_dir():
+            return kept
+    unknown = [
+        number for number, piece in enumerate(pieces, start=1) if piece[1:].split("@")[0] not in corruption_names()
+    ]
+    return max(unknown, default=0)
 
 
 def list_images(
@@ -70,15 +142,14 @@ def list_images(
     Args:
         base: a spec without corruptions.
         train_size, test_size, seed: of generated tasks; others are listed whole.
-        data_dir: folder of downloaded data sets; None takes $SUBTUNING_LAB_DATA, else ~/.cache/subtuning_lab.
-        download: whether missing data sets may be downloaded.
+        data_dir, download: as of `load_task`.
     Raises:
-        ValueError, FileNotFoundError, ConnectionError: as `subtuning_lab.data.task.load_task`.
+        ValueError, FileNotFoundError, ConnectionError: as `load_task`.
     """
     kind, _, path = base.partition(":")
     if kind in _LISTED and path:
         return _LISTED[kind](Path(path).expanduser())
-    if base == "digits":
+    if base in DIGITS:
         return digits()
     if base in GENERATED:
         return generated(base, train_size, test_size, seed)
@@ -88,34 +159,11 @@ def list_images(
     raise ValueError(f"unknown task {base!r}; allowed are {', '.join(task_names())}")
 
 
-def digits() -> Listing:
-    """scikit-learn's 1,797 handwritten digits at 32 x 32 (bicubic): 1,000 to train on and 797 to test on."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    small = torch.from_numpy(bunch.images / 16.0).float()[:, None]  # (n, 1, 8, 8) in [0, 1]
-    large = torch.nn.functional.interpolate(small, size=(32, 32), mode="bicubic", align_corners=False).clamp(0, 1)
-    images = (large * 255).round().to(torch.uint8).permute(0, 2, 3, 1).repeat(1, 1, 1, 3).numpy()
-    classes, labels = tuple(str(digit) for digit in range(10)), bunch.target.astype(np.int64)
-    train = stratified_choice(labels, 1000, SPLIT_SEED)
-    whole = Part(images, labels)
-    return Listing(classes, whole.take(train), whole.take(np.setdiff1d(np.arange(len(labels)), train)))
-
-
-def generated(kind: str, train_size: int, test_size: int, seed: int) -> Listing:
-    """Draw fresh images of one procedural kind; the test images are the same for every seed.
-
-    Args:
-        kind: a name in `GENERATED`.
-        train_size, test_size: number of images.
-        seed: of the training images.
-    Returns:
-        A listing of arrays (n, 32, 32, 3).
-    """
-    from subtuning_lab.data import synthetic as procedural
-
-    family = _FAMILIES[kind]
-    draw = getattr(procedural, f"{family}_images")
-    parts = (draw(train_size, _TRAIN_SEED + seed), draw(test_size, _TEST_SEED))
-    train, test = (Part(images.permute(0, 2, 3, 1).numpy(), labels.numpy()) for images, labels in parts)
-    return Listing(procedural.class_names(family), train, test)
+def _load_splits(listing: Listing, size: tuple[int, int], limit: int, progress: str | None) -> list[Split]:
+    """Decode train and test, while the memory limit (bytes, for both together) allows."""
+    splits = []
+    for label, part in (("train", listing.train), ("test", listing.test)):
+        images = load_images(part.items, size, limit, progress and f"{progress} {label}")
+        limit -= images.numel() if isinstance(images, torch.Tensor) else 0
+        splits.append(Split(images, torch.from_numpy(part.labels)))
+    return splits

@@ -1,11 +1,13 @@
-"""Listings: the images and labels of a task before anything is decoded, and stratified choices among them."""
+"""Listings of images before anything is decoded, and stratified choices, splits and folds of them."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from sklearn.model_selection import KFold, ShuffleSplit, StratifiedKFold, StratifiedShuffleSplit
 
 from subtuning_lab.data.images import Items, take_items
 
@@ -33,18 +35,25 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """A task before its images are decoded; `validation` holds indices into train, or None."""
+    """A task before its images are decoded.
+
+    Args:
+        classes, train, test: as of a `subtuning_lab.data.task.Task`.
+        validation: int64 indices into train, or None.
+        source: the published images that train consists of, where that is known; see `Task`.
+    """
 
     classes: tuple[str, ...]
     train: Part
     test: Part
     validation: np.ndarray | None = None
+    source: str | None = None
 
     def choose(self, train_size: int | None, test_size: int | None, seed: int) -> Listing:
         """Fewer images, stratified; `validation` stays only if all training images do. Raises ValueError."""
         train = self.train.choose(train_size, seed, "train_size")
         test = self.test.choose(test_size, seed, "test_size")
-        return Listing(self.classes, train, test, self.validation if train is self.train else None)
+        return replace(self, train=train, test=test, validation=self.validation if train is self.train else None)
 
 
 def stratified_choice(labels: np.ndarray, size: int, seed: int, what: str = "size") -> np.ndarray:
@@ -97,3 +106,39 @@ def seeded_split(items: Items, labels: np.ndarray, classes: Sequence[str]) -> tu
     size = max(len(classes), round(HOLDOUT * len(labels)))
     test = stratified_choice(labels, size, SPLIT_SEED)
     return whole.take(np.setdiff1d(np.arange(len(labels)), test)), whole.take(test)
+
+
+def fold_pairs(labels: np.ndarray, classes: Sequence[str], k: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Folds for cross-validation: disjoint, complete, and stratified as far as rare classes allow.
+
+    Args:
+        labels: int64 (n,).
+        classes: names, for the warning.
+        k: number of folds; 1 means one stratified holdout of 20 %.
+        seed: of the shuffling.
+    Returns:
+        k pairs (train_indices, validation_indices), int64 and sorted.
+    Raises:
+        ValueError: k above n.
+    """
+    n, counts = len(labels), np.bincount(labels, minlength=len(classes))
+    held, needed = round(HOLDOUT * n), max(k, 2)
+    if n < needed:
+        raise ValueError(f"k is {k}; it must be at most the number of training images, {n}")
+    rare = np.flatnonzero((counts > 0) & (counts < needed))
+    many = k == 1 and held < np.count_nonzero(counts)
+    if len(rare):
+        which = "1 class has" if len(rare) == 1 else f"{len(rare)} classes have"
+        first = f"class {classes[rare[0]]!r} first ({counts[rare[0]]})"
+        warnings.warn(f"{which} fewer than {needed} training images, {first}: not every fold has them", stacklevel=4)
+    elif many:
+        warnings.warn(f"a holdout of {held} images can't hold all {np.count_nonzero(counts)} classes", stacklevel=4)
+    if k > 1:  # scikit-learn deals out rare classes as well as it can, unless all are rare
+        kind = StratifiedKFold if counts.max() >= k else KFold
+        splitter = kind(int(k), shuffle=True, random_state=int(seed))
+    else:
+        kind = ShuffleSplit if len(rare) or many else StratifiedShuffleSplit
+        splitter = kind(1, test_size=max(1, held), random_state=int(seed))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        return [tuple(np.sort(part) for part in pair) for pair in splitter.split(np.zeros(n), labels)]

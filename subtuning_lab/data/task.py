@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
-from subtuning_lab.data.arrays import as_images, as_integers, check_labels, check_number, check_validation
+from subtuning_lab.data.arrays import (
+    MOST_CLASSES,
+    as_images,
+    as_integers,
+    check_labels,
+    check_uint8_rgb,
+    check_validation,
+    numbered_classes,
+    printable,
+)
 from subtuning_lab.data.corruptions.registry import corrupt
-from subtuning_lab.data.images import StreamedImages, common_size, default_memory_limit, load_images
-from subtuning_lab.data.load import list_images, parse_spec, task_names
-from subtuning_lab.data.splits import HOLDOUT, Listing, stratified_choice
+from subtuning_lab.data.images import Items, StreamedImages, count_shared
+from subtuning_lab.data.splits import fold_pairs, stratified_choice
+from subtuning_lab.utils.validation import Is, Rule, Several, Text, Whole, check_all, checked
 
-__all__ = ["Split", "Task", "load_task", "task_names"]
+Integers = np.ndarray | torch.Tensor | Sequence[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +42,11 @@ class Split:
     images: torch.Tensor | StreamedImages
     labels: torch.Tensor
 
+    rules: ClassVar[dict[str, Rule]] = {"images": Is((torch.Tensor, StreamedImages)), "labels": Is(torch.Tensor)}
+
     def __post_init__(self) -> None:
-        shape = tuple(self.images.shape)
-        if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3:
-            raise ValueError(f"images must be uint8 (n, 3, H, W), got {self.images.dtype} {shape}")
+        check_all(vars(self), self.rules)
+        check_uint8_rgb(self.images)
         if self.labels.dtype != torch.int64 or self.labels.dim() != 1:
             raise ValueError(f"labels must be int64 (n,), got {self.labels.dtype} {tuple(self.labels.shape)}")
         if len(self.images) != len(self.labels):
@@ -52,6 +62,21 @@ class Split:
         images = self.images.take(indices) if isinstance(self.images, StreamedImages) else self.images[indices]
         return Split(images, self.labels[indices])
 
+    def corrupted(self, corruptions: Sequence[tuple[str, int]], part: int) -> Split:
+        """The split with (name, severity) corruptions applied in order, each with noise of its own.
+
+        Args:
+            part: 0 for training images, 1 for test images, so that their noise differs.
+        """
+        images = self.images
+        for number, (name, severity) in enumerate(corruptions):
+            seed = 2 * number + part
+            if isinstance(images, StreamedImages):
+                images = replace(images, corruptions=(*images.corruptions, (name, severity, seed)))
+            else:
+                images = corrupt(images, name, severity, seed=seed)
+        return Split(images, self.labels)
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -59,12 +84,16 @@ class Task:
 
     Args:
         name: shown in tables; not part of the fingerprint.
-        classes: class names; label i means classes[i].
-        train: training images; every class must occur.
+        classes: class names, all different; label i means classes[i]. A class may lack training images.
+        train: training images.
         test: held-out images of the same size, or None.
         validation: int64 indices into train of an official validation part, or None.
+        source: the published images that `train` was taken from, where that is known: "cifar10/train", "cifar10/test",
+            "imagenet/train"; "cifar10" alone where the part is not known. A backbone that was pretrained on these has
+            seen the task, which its bounds and its scores don't allow for. Not part of the fingerprint.
     Raises:
-        ValueError: fewer than two classes, a class without training images, a label out of range, sizes that differ.
+        ValueError: fewer than two classes, names that are not different or hold control characters, a label out of
+            range, sizes that differ.
     """
 
     name: str
@@ -72,16 +101,28 @@ class Task:
     train: Split
     test: Split | None
     validation: torch.Tensor | None = None
+    source: str | None = None
+
+    rules: ClassVar[dict[str, Rule]] = {
+        "name": Text(),
+        "classes": Several(Text(), least=2, unique=True),
+        "train": Is(Split),
+        "test": Is(Split, none=True),
+        "validation": Is(torch.Tensor, none=True),
+        "source": Text(none=True),
+    }
 
     def __post_init__(self) -> None:
-        if self.num_classes < 2:
-            raise ValueError(f"a task needs at least two classes, got {list(self.classes)}")
+        check_all(vars(self), self.rules)
+        object.__setattr__(self, "classes", tuple(str(name) for name in self.classes))
+        if self.num_classes > MOST_CLASSES:
+            raise ValueError(f"a task has at most {MOST_CLASSES} classes, got {self.num_classes}")
+        for name in (self.name, *self.classes):
+            if printable(name) != name:
+                raise ValueError(f"name {name!r} has control characters, or bytes that are no UTF-8")
         for part, split in (("train", self.train), ("test", self.test)):
             if split is not None:
                 check_labels(split.labels, self.classes, part)
-        counts = torch.bincount(self.train.labels, minlength=self.num_classes)
-        if (counts == 0).any():
-            raise ValueError(f"class {self.classes[int(counts.argmin())]!r} has no training images")
         if self.test is not None and self.test.images.shape[1:] != self.train.images.shape[1:]:
             raise ValueError(
                 f"train and test images differ in size: {self.image_size}, {tuple(self.test.images.shape[2:])}"
@@ -93,6 +134,11 @@ class Task:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.classes)
+
+    @property
+    def class_counts(self) -> torch.Tensor:
+        """Training images of every class; int64 (classes,)."""
+        return torch.bincount(self.train.labels, minlength=self.num_classes)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -112,16 +158,17 @@ class Task:
         return digest.hexdigest()
 
     @classmethod
+    @checked(classes=Several(Text(), least=2, unique=True, none=True), name=Text())
     def from_arrays(
         cls,
         images: np.ndarray | torch.Tensor,
-        labels: np.ndarray | torch.Tensor | Sequence[int],
+        labels: Integers,
         test_images: np.ndarray | torch.Tensor | None = None,
-        test_labels: np.ndarray | torch.Tensor | Sequence[int] | None = None,
+        test_labels: Integers | None = None,
         *,
         classes: Sequence[str] | None = None,
         name: str = "arrays",
-        validation: np.ndarray | torch.Tensor | Sequence[int] | None = None,
+        validation: Integers | None = None,
     ) -> Task:
         """Make a task from arrays in memory.
 
@@ -133,8 +180,11 @@ class Task:
             name: of the task.
             validation: indices into `images` of a validation part.
         Raises:
-            ValueError: wrong shape or range, NaN (the first bad image's index is named), lengths that differ.
+            ValueError: wrong shape or range, NaN (the first bad image's index is named), lengths that differ, a class
+                without training images.
             TypeError: a dtype that is neither uint8 nor floating point, or labels that are not integers.
+        Warns:
+            UserWarning: test images that are training images, too.
         """
         if (test_images is None) != (test_labels is None):
             raise ValueError("give test_images and test_labels both, or neither")
@@ -142,11 +192,15 @@ class Task:
         test = None
         if test_images is not None and test_labels is not None:
             test = Split(as_images(test_images, "test_images"), as_integers(test_labels, "test_labels"))
-        if classes is None:
-            classes = [str(label) for label in range(int(train.labels.max()) + 1)]
         held = None if validation is None else as_integers(validation, "validation")
-        return cls(name, tuple(classes), train, test, held)
+        task = cls(name, tuple(classes or numbered_classes(train.labels)), train, test, held)
+        if (task.class_counts == 0).any():
+            raise ValueError(f"class {task.classes[int(task.class_counts.argmin())]!r} has no training images")
+        if test is not None:
+            warn_of_shared(train.images, test.images)
+        return task
 
+    @checked(k=Whole(1), seed=Whole(0, 2**32 - 1))
     def folds(self, k: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Split `train` for cross-validation: stratified, disjoint, complete.
 
@@ -156,37 +210,18 @@ class Task:
         Returns:
             k pairs (train_indices, validation_indices), int64 and sorted.
         Raises:
-            ValueError: k below 1, or a class with fewer than k images (two for a holdout); it is named.
+            ValueError: more folds than images.
+        Warns:
+            UserWarning: a class with fewer images than folds, which then lacks in some of them.
         """
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"k must be an integer >= 1, got {k!r}")
         if k == 1 and self.validation is not None:
             held = self.validation.sort().values
             everything = torch.arange(len(self.train))
             return [(everything[~torch.isin(everything, held)], held)]
-        splitter = self._splitter(k, seed)
-        pairs = splitter.split(np.zeros(len(self.train)), self.train.labels.numpy())
-        return [tuple(torch.from_numpy(np.sort(part)) for part in pair) for pair in pairs]
+        pairs = fold_pairs(self.train.labels.numpy(), self.classes, k, seed)
+        return [tuple(torch.from_numpy(part) for part in pair) for pair in pairs]
 
-    def _splitter(self, k: int, seed: int) -> StratifiedKFold | StratifiedShuffleSplit:
-        """The scikit-learn splitter for `folds`, after checking that every class has images enough."""
-        counts = torch.bincount(self.train.labels, minlength=self.num_classes)
-        fewest, needed = int(counts.argmin()), max(k, 2)
-        if counts[fewest] < needed:
-            raise ValueError(
-                f"class {self.classes[fewest]!r} has {int(counts[fewest])} training images; "
-                f"k={k} needs at least {needed} of every class"
-            )
-        if k > 1:
-            return StratifiedKFold(k, shuffle=True, random_state=seed)
-        held = round(HOLDOUT * len(self.train))
-        if held < self.num_classes:
-            raise ValueError(
-                f"a 20 % holdout of {len(self.train)} images has {held}, fewer than the {self.num_classes} classes; "
-                "use k >= 2"
-            )
-        return StratifiedShuffleSplit(1, test_size=held, random_state=seed)
-
+    @checked(train_size=Whole(1), seed=Whole())
     def subset(self, train_size: int, seed: int = 0) -> Task:
         """The task with fewer training images: stratified, every class at least once; test stays as it is.
 
@@ -198,11 +233,18 @@ class Task:
         Raises:
             ValueError: train_size below the number of classes or above the number of training images.
         """
-        check_number("train_size", train_size, 2)
         if train_size == len(self.train):
             return self
         chosen = stratified_choice(self.train.labels.numpy(), train_size, seed, "train_size")
         return replace(self, train=self.train.take(torch.from_numpy(chosen)), validation=None)
+
+
+def warn_of_shared(train: Items | torch.Tensor, test: Items | torch.Tensor) -> None:
+    """Warns, with their number, of test images that are training images, too."""
+    shared = count_shared(train, test)
+    if shared:
+        message = f"{shared} of {len(test)} test images are training images, too: test scores will be too high"
+        warnings.warn(message, stacklevel=4)
 
 
 def _digest_images(digest: hashlib._Hash, images: torch.Tensor | StreamedImages) -> None:
@@ -211,85 +253,3 @@ def _digest_images(digest: hashlib._Hash, images: torch.Tensor | StreamedImages)
         images.update_digest(digest)
     else:
         digest.update(np.ascontiguousarray(images.cpu().numpy()))
-
-
-def load_task(
-    spec: str,
-    *,
-    train_size: int | None = None,
-    test_size: int | None = None,
-    seed: int = 0,
-    image_size: int | None = None,
-    data_dir: str | Path | None = None,
-    download: bool = True,
-    memory_limit: int | None = None,
-    progress: bool = True,
-) -> Task:
-    """Load a task by name, from a folder of images, from VTAB-1k's lists, or from CIFAR-10-C's arrays.
-
-    Images are decoded once, in parallel.
-
-    Published splits are used where there are any. Else 20 % are held out for testing: stratified, and the same ones
-    whatever `seed` says. `folder:DIR` takes DIR/train and DIR/test (or DIR/val where there is no test), or class
-    folders directly in DIR. Only images that were chosen are decoded.
-
-    Args:
-        spec: a name of `task_names()`, `folder:DIR`, `vtab:DIR` or `cifar10c:DIR/NAME@SEVERITY`, then any number of
-            `+corruption@severity`, applied to training and test images at their final size.
-        train_size, test_size: how many images to choose, stratified; None takes all (1,000 of a generated task).
-        seed: of that choice, and of the training images of a generated task.
-        image_size: pixels; the shorter side is scaled to it and the centre cut out. None keeps the images' own size
-            if it is the same for all chosen ones and at most 256, else means 224.
-        data_dir: folder of downloaded data sets; None takes $SUBTUNING_LAB_DATA, else ~/.cache/subtuning_lab.
-        download: whether missing data sets may be downloaded.
-        memory_limit: bytes of decoded images, beyond which a split is decoded on demand; None: half of what is free.
-        progress: whether to show progress bars on stderr.
-    Returns:
-        The task, named `spec`.
-    Raises:
-        ValueError: an unknown name, a number out of range, a damaged image, a class without images, a bad line.
-        TypeError: a number that is not an int, a spec that is not a string.
-        FileNotFoundError: a missing folder, list, image or data set.
-        ConnectionError: a download failed.
-    """
-    check_number("train_size", train_size, 2)
-    check_number("test_size", test_size, 1)
-    check_number("image_size", image_size, 1)
-    check_number("memory_limit", memory_limit, 0)
-    check_number("seed", seed, 0, 2**31 - 1)
-    base, corruptions = parse_spec(spec)
-    listing = list_images(base, train_size or 1000, test_size or 1000, seed, data_dir, download)
-    chosen = listing.choose(train_size, test_size, seed)
-    size = (image_size, image_size) if image_size else common_size([chosen.train.items, chosen.test.items])
-    limit = default_memory_limit() if memory_limit is None else memory_limit
-    train, test = _load_splits(chosen, size, limit, corruptions, base if progress else None)
-    held = chosen.validation
-    return Task(spec, chosen.classes, train, test, None if held is None else torch.from_numpy(held))
-
-
-def _load_splits(
-    listing: Listing,
-    size: tuple[int, int],
-    limit: int,
-    corruptions: Sequence[tuple[str, int]],
-    progress: str | None,
-) -> list[Split]:
-    """Decode and corrupt train and test, while the memory limit (bytes, for both together) allows."""
-    splits = []
-    for number, (label, part) in enumerate((("train", listing.train), ("test", listing.test))):
-        images = load_images(part.items, size, limit, progress and f"{progress} {label}")
-        limit -= 0 if isinstance(images, StreamedImages) else images.numel()
-        splits.append(Split(_corrupted(images, corruptions, number), torch.from_numpy(part.labels)))
-    return splits
-
-
-def _corrupted(
-    images: torch.Tensor | StreamedImages, corruptions: Sequence[tuple[str, int]], part: int
-) -> torch.Tensor | StreamedImages:
-    """Apply corruptions in order, each with its own noise; `part` keeps train's and test's noise apart."""
-    seeded = tuple((name, severity, 2 * number + part) for number, (name, severity) in enumerate(corruptions))
-    if isinstance(images, StreamedImages):
-        return replace(images, corruptions=seeded)
-    for name, severity, seed in seeded:
-        images = corrupt(images, name, severity, seed=seed)
-    return images

@@ -129,9 +129,8 @@ def published(name: str, root: Path, download: bool, advice: str = "") -> Listin
     entry = PUBLISHED[name]
     classes, parts, test = _listed(name, root, download, advice)
     train = _joined(parts)
-    if entry.test is None:
-        return Listing(classes, *seeded_split(train.items, train.labels, classes))
-    return Listing(classes, train, test)
+    parts = seeded_split(train.items, train.labels, classes) if entry.test is None else (train, test)
+    return Listing(classes, *parts, source=f"{name}/train")
 
 
 def vtab_sized(name: str, root: Path, download: bool, advice: str = "") -> Listing:
@@ -158,7 +157,8 @@ def vtab_sized(name: str, root: Path, download: bool, advice: str = "") -> Listi
     rest = parts[1] if len(parts) > 1 else parts[0].take(np.setdiff1d(np.arange(len(parts[0].labels)), chosen))
     held = stratified_choice(rest.labels, _VTAB_VALIDATION, SPLIT_SEED, "the number of validation images")
     train = _joined([parts[0].take(chosen), rest.take(held)])
-    return Listing(classes, train, test, np.arange(_VTAB_TRAIN, _VTAB_TRAIN + _VTAB_VALIDATION))
+    validation = np.arange(_VTAB_TRAIN, _VTAB_TRAIN + _VTAB_VALIDATION)
+    return Listing(classes, train, test, validation, source=f"{name}/train")
 
 
 def _with_background(classes: tuple[str, ...], part: Part, root: Path) -> tuple[tuple[str, ...], Part]:

@@ -12,9 +12,7 @@ import pandas as pd
 from subtuning_lab.baselines.bn_adapt import BN_STATISTICS, NO_ADAPTATION, SourceNetwork, with_readout_of
 from subtuning_lab.baselines.compare import compare_methods, stages
 from subtuning_lab.data.arrays import check_number
-from subtuning_lab.data.corruptions.registry import corrupt
-from subtuning_lab.data.images import StreamedImages
-from subtuning_lab.data.load import parse_spec
+from subtuning_lab.data.corruptions.registry import parse_corruptions
 from subtuning_lab.data.task import Split, Task
 from subtuning_lab.engine.recipe import Recipe, check_recipes
 from subtuning_lab.experiments.low_data import GREEDY, method_differences
@@ -132,14 +130,7 @@ def corrupted(split: Split, corruption: str, part: int) -> Split:
         corruption: "name@severity", or several of these with "+" between them.
         part: 0 for training images, 1 for test images, so that their noise differs.
     """
-    images = split.images
-    for number, (name, severity) in enumerate(_parsed(corruption)):
-        seed = 2 * number + part
-        if isinstance(images, StreamedImages):
-            images = replace(images, corruptions=(*images.corruptions, (name, severity, seed)))
-        else:
-            images = corrupt(images, name, severity, seed=seed)
-    return Split(images, split.labels)
+    return split.corrupted(_parsed(corruption), part)
 
 
 def stage_subsets(backbone: Chain) -> dict[str, tuple[str, ...]]:
@@ -254,7 +245,7 @@ def _order(found: GreedyResult) -> tuple[str, ...]:
 
 def _parsed(corruption: str) -> list[tuple[str, int]]:
     """(name, severity) of each. Raises ValueError for an unknown one, or none at all."""
-    _, found = parse_spec(f"images+{corruption}")
+    found = parse_corruptions(corruption)
     if not found:
         raise ValueError(f"corruption is {corruption!r}; write name@severity, e.g. contrast@5")
     return found

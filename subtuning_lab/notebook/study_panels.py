@@ -15,9 +15,10 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 
+from subtuning_lab.data.builtin import GENERATED
 from subtuning_lab.data.corruptions.registry import corruption_names
-from subtuning_lab.data.load import GENERATED
-from subtuning_lab.data.task import Task, load_task
+from subtuning_lab.data.load import load_task
+from subtuning_lab.data.task import Task
 from subtuning_lab.nets.chain import Chain
 from subtuning_lab.nets.registry import BUNDLED, load_backbone
 from subtuning_lab.notebook.block_panels import BlockPanel, TrainPanel

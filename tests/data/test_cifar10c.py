@@ -9,7 +9,7 @@ import torch
 from subtuning_lab.data.corruptions.registry import corrupt
 from subtuning_lab.data.images import NpyRows, StreamedImages, decode_images
 from subtuning_lab.data.load import list_images
-from subtuning_lab.data.task import load_task
+from tests.data.material import load
 
 N = 60  # images of each severity, 6 of each class
 NAMES = ("gaussian_noise", "fog")
@@ -28,10 +28,6 @@ def arrays(tmp_path):
         np.save(root / f"{name}.npy", images)
     np.save(root / "labels.npy", np.tile(np.arange(N) % 10, 5).astype(np.uint8))
     return root
-
-
-def load(spec: str, **options):
-    return load_task(spec, progress=False, **options)
 
 
 @pytest.mark.parametrize("name", NAMES)

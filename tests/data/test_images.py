@@ -13,7 +13,8 @@ from torchvision.transforms.v2 import functional as transforms
 
 from subtuning_lab.data.arrays import as_images, as_integers
 from subtuning_lab.data.corruptions.registry import corrupt
-from subtuning_lab.data.images import StreamedImages, common_size, decode_images, load_images, read_image
+from subtuning_lab.data.decode import file_size, read_image
+from subtuning_lab.data.images import StreamedImages, common_size, decode_images, load_images
 
 
 def pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -77,13 +78,13 @@ def test_a_truncated_file_is_named(tmp_path, suffix):
 @pytest.mark.parametrize("content", [b"", b"no image at all"])
 def test_a_file_that_is_no_image_is_named(tmp_path, content):
     (tmp_path / "text.png").write_bytes(content)
-    for read in (lambda path: read_image(path, (8, 8)), lambda path: common_size([[path]])):
+    for read in (lambda path: read_image(path, (8, 8)), file_size, lambda path: load_images([path], (8, 8), 0, None)):
         with pytest.raises(ValueError, match=r"cannot decode.*text\.png"):
             read(tmp_path / "text.png")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    for read in (lambda path: read_image(path, (8, 8)), lambda path: common_size([[path]])):
+    for read in (lambda path: read_image(path, (8, 8)), file_size, lambda path: load_images([path], (8, 8), 0, None)):
         with pytest.raises(FileNotFoundError, match=r"gone\.png"):
             read(tmp_path / "gone.png")
 
@@ -118,14 +119,31 @@ def test_progress_goes_to_stderr_when_asked_for(files, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_common_size(tmp_path, files):
+def test_images_of_one_size_up_to_256_keep_it(tmp_path, files):
     assert common_size([files]) == (10, 14)
-    Image.fromarray(pixels(10, 15)).save(tmp_path / "other.png")
-    assert common_size([files, [tmp_path / "other.png"]]) == (224, 224)
     for side, expected in ((256, (256, 256)), (257, (224, 224))):
         Image.fromarray(pixels(side, side)).save(tmp_path / "large.png")
         assert common_size([[tmp_path / "large.png"]]) == expected
     assert common_size([np.zeros((2, 9, 7, 3), dtype=np.uint8), np.zeros((1, 9, 7, 3), dtype=np.uint8)]) == (9, 7)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side"),
+    [
+        ([(10, 14), (9, 20)], 32),
+        ([(30, 40), (36, 33), (28, 64)], 32),
+        ([(47, 60), (47, 50), (300, 300)], 32),
+        ([(48, 60), (48, 50), (300, 300)], 64),
+        ([(100, 90), (95, 120), (99, 99)], 96),
+        ([(500, 400), (300, 375)], 224),
+        ([(224, 300), (224, 299)], 224),
+    ],
+)
+def test_images_of_several_sizes_get_the_median_of_their_shorter_sides_in_steps_of_32(tmp_path, sizes, side):
+    paths = [tmp_path / f"{number}.png" for number in range(len(sizes))]
+    for path, size in zip(paths, sizes, strict=True):
+        Image.fromarray(pixels(*size)).save(path)
+    assert common_size([paths[:1], paths[1:]]) == (side, side)
 
 
 def test_what_exceeds_the_limit_is_streamed(files):

@@ -1,41 +1,32 @@
 """Procedurally generated images: shapes, seeds, balance, and masks that mean what their labels say."""
 
-import importlib.util
 import math
-from pathlib import Path
 
+import pretrain
+import pretraining_images
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from subtuning_lab.data import shapes as procedural_families
-from subtuning_lab.data import synthetic as procedural
+from subtuning_lab.data import synthetic
 
-DRAWS = {
-    "source": procedural.source_images,
-    "source_glyph": procedural.source_glyph_images,
-    "glyph": procedural.glyph_images,
-    "count": procedural.count_images,
-    "position": procedural.position_images,
-}
-CLASSES = {"source": 100, "source_glyph": 40, "glyph": 20, "count": 6, "position": 8}
+CLASSES = {"source": 40, "glyphs": 20, "count": 6, "position": 8, "pretraining": 100}
 TOUCHING = torch.ones(3, 3).numpy()  # pixels that share a corner belong together
 
 
-@pytest.fixture(scope="module")
-def pretraining_script():
-    path = Path(__file__).parents[2] / "scripts" / "pretrain.py"
-    specification = importlib.util.spec_from_file_location("pretrain", path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def images_of(kind: str, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
+        pretraining_images.source_images(n, seed)
+        if kind == "pretraining"
+        else synthetic.synthetic_images(kind, n, seed)
+    )
 
 
-@pytest.mark.parametrize("kind", DRAWS)
+@pytest.mark.parametrize("kind", CLASSES)
 def test_images_are_uint8_rgb_and_labels_cover_all_classes(kind: str) -> None:
-    images, labels = DRAWS[kind](2 * CLASSES[kind], seed=0)
+    images, labels = images_of(kind, 2 * CLASSES[kind], seed=0)
     assert images.shape == (2 * CLASSES[kind], 3, 32, 32)
     assert images.dtype == torch.uint8
     assert labels.dtype == torch.int64
@@ -43,17 +34,17 @@ def test_images_are_uint8_rgb_and_labels_cover_all_classes(kind: str) -> None:
     assert images.float().std(dim=(2, 3)).amax(dim=1).min() > 2  # nothing is blank
 
 
-@pytest.mark.parametrize("kind", DRAWS)
+@pytest.mark.parametrize("kind", CLASSES)
 def test_the_seed_alone_decides(kind: str) -> None:
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    images, labels = DRAWS[kind](300, seed=4)  # more than one chunk
+    images, labels = images_of(kind, 300, seed=4)  # more than one chunk
     assert torch.equal(torch.get_rng_state(), state), "the global generator was used"
     torch.manual_seed(2)
-    again_images, again_labels = DRAWS[kind](300, seed=4)
+    again_images, again_labels = images_of(kind, 300, seed=4)
     assert torch.equal(images, again_images)
     assert torch.equal(labels, again_labels)
-    other_images, other_labels = DRAWS[kind](300, seed=5)
+    other_images, other_labels = images_of(kind, 300, seed=5)
     assert (images != other_images).float().mean() > 0.9
     assert not torch.equal(labels, other_labels)
 
@@ -61,7 +52,7 @@ def test_the_seed_alone_decides(kind: str) -> None:
 @settings(max_examples=40, deadline=None)
 @given(n=st.integers(1, 300), n_classes=st.integers(1, 50), seed=st.integers(0, 2**32))
 def test_labels_are_balanced(n: int, n_classes: int, seed: int) -> None:
-    labels = procedural.balanced_labels(n, n_classes, torch.Generator().manual_seed(seed))
+    labels = synthetic.balanced_labels(n, n_classes, torch.Generator().manual_seed(seed))
     counts = labels.bincount(minlength=n_classes)
     assert counts.sum() == n
     assert len(counts) == n_classes
@@ -69,7 +60,7 @@ def test_labels_are_balanced(n: int, n_classes: int, seed: int) -> None:
 
 
 def test_labels_are_shuffled() -> None:
-    _, labels = procedural.count_images(600, seed=0)
+    _, labels = synthetic.synthetic_images("count", 600, seed=0)
     assert labels[:100].bincount(minlength=6).min() > 5
     assert not torch.equal(labels[:6], labels[6:12]) or not torch.equal(labels[6:12], labels[12:18])
 
@@ -78,7 +69,7 @@ def test_labels_are_shuffled() -> None:
 @given(seed=st.integers(0, 2**32))
 def test_count_masks_have_as_many_parts_as_the_label_says(seed: int) -> None:
     labels = torch.arange(60) % 6
-    masks = procedural_families.count_masks(labels, torch.Generator().manual_seed(seed))
+    masks = synthetic.count_masks(labels, torch.Generator().manual_seed(seed))
     for mask, label in zip(masks, labels, strict=True):
         _, parts = ndimage.label((mask > 0.5).numpy(), structure=TOUCHING)
         assert parts == label + 1
@@ -86,7 +77,7 @@ def test_count_masks_have_as_many_parts_as_the_label_says(seed: int) -> None:
 
 def test_position_masks_show_the_disc_in_the_direction_of_the_label() -> None:
     labels = torch.arange(400) % 8
-    masks = procedural_families.position_masks(labels, torch.Generator().manual_seed(0))
+    masks = synthetic.position_masks(labels, torch.Generator().manual_seed(0))
     clear = 0
     for mask, label in zip(masks, labels, strict=True):
         parts, n_parts = ndimage.label((mask > 0.5).numpy(), structure=TOUCHING)
@@ -105,12 +96,12 @@ def test_position_masks_show_the_disc_in_the_direction_of_the_label() -> None:
 
 def test_masks_stay_between_zero_and_one() -> None:
     generator = torch.Generator().manual_seed(0)
-    points, maps = procedural_families.glyph_control_points(5, 0), procedural_families.fractal_maps(5, 0)
+    points, maps = synthetic.glyph_control_points(5, 0), pretraining_images.fractal_maps(5, 0)
     masks = [
-        procedural_families.glyph_masks(torch.arange(5), points, generator),
-        procedural_families.fractal_masks(torch.arange(5), maps, generator),
-        procedural_families.polygon_masks(torch.arange(16), generator),
-        procedural_families.texture_masks(torch.arange(16), generator),
+        synthetic.glyph_masks(torch.arange(5), points, generator),
+        pretraining_images.fractal_masks(torch.arange(5), maps, generator),
+        pretraining_images.polygon_masks(torch.arange(16), generator),
+        pretraining_images.texture_masks(torch.arange(16), generator),
     ]
     for mask in masks:
         assert mask.shape[1:] == (32, 32)
@@ -121,8 +112,8 @@ def test_masks_stay_between_zero_and_one() -> None:
 
 def test_outlined_polygons_are_hollow() -> None:
     """Labels 4 to 7 are the outlines of 0 to 3: with the same numbers drawn, they lie inside and leave a hole."""
-    filled = procedural_families.polygon_masks(torch.arange(4), torch.Generator().manual_seed(3))
-    outlined = procedural_families.polygon_masks(torch.arange(4, 8), torch.Generator().manual_seed(3))
+    filled = pretraining_images.polygon_masks(torch.arange(4), torch.Generator().manual_seed(3))
+    outlined = pretraining_images.polygon_masks(torch.arange(4, 8), torch.Generator().manual_seed(3))
     assert ((filled > 0.5) | (outlined < 0.5)).all()
     for shape, ring in zip(filled > 0.5, outlined > 0.5, strict=True):
         assert ndimage.label(shape.numpy(), structure=TOUCHING)[1] == 1
@@ -130,57 +121,47 @@ def test_outlined_polygons_are_hollow() -> None:
 
 
 def test_fractal_classes_are_contractions() -> None:
-    maps = procedural_families.fractal_maps(28, seed=2)
+    maps = pretraining_images.fractal_maps(28, seed=2)
     assert torch.linalg.matrix_norm(maps.linear, ord=2).max() < 0.8501
     with pytest.raises(ValueError, match="shapes do not fit"):
-        procedural_families.FractalMaps(maps.linear, maps.offset[:3])
+        pretraining_images.FractalMaps(maps.linear, maps.offset[:3])
 
 
 def test_shape_and_background_differ_in_luminance() -> None:
     generator = torch.Generator().manual_seed(0)
     halves = torch.zeros(500, 32, 32)
     halves[:, :, 16:] = 1
-    images = procedural.paint(halves, generator).float() / 255
-    luminance = torch.einsum("nchw,c->nhw", images, torch.tensor(procedural.LUMINANCE))
+    images = synthetic.paint(halves, generator).float() / 255
+    luminance = torch.einsum("nchw,c->nhw", images, torch.tensor(synthetic.LUMINANCE))
     contrast = (luminance[:, :, 16:].mean(dim=(1, 2)) - luminance[:, :, :16].mean(dim=(1, 2))).abs()
-    assert contrast.median() > procedural.MIN_CONTRAST
+    assert contrast.median() > synthetic.MIN_CONTRAST
     assert contrast.min() > 0.15  # the smooth pattern may lower it a little
 
 
-@pytest.mark.parametrize("kind", DRAWS)
-def test_every_class_has_its_own_name(kind: str) -> None:
-    names = procedural.class_names(kind)
-    assert len(set(names)) == CLASSES[kind]
-
-
-def test_source_glyphs_are_named_as_in_the_source() -> None:
-    assert procedural.class_names("source")[:40] == procedural.class_names("source_glyph")
+def test_every_class_has_its_own_name() -> None:
+    names = {kind: classes for kind, (classes, _) in synthetic.KINDS.items()}
+    names["pretraining"] = pretraining_images.class_names()
+    assert {kind: len(set(classes)) for kind, classes in names.items()} == CLASSES
+    assert names["pretraining"][:40] == names["source"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ((0, 0), ValueError, "n must be at least 1.*0"),
-        ((5, -1), ValueError, "seed must be at least 0.*-1"),
-        ((2.0, 0), TypeError, "n must be an int.*2.0"),
-        ((5, None), TypeError, "seed must be an int.*None"),
-        ((True, 0), TypeError, "n must be an int.*True"),
-    ],
+    ("argument", "value"), [(n, v) for n, rule in synthetic.draw.rules.items() for v in rule.wrong()]
 )
-def test_wrong_draws_are_refused(arguments: tuple, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        procedural.glyph_images(*arguments)
+def test_wrong_draws_are_refused(argument: str, value: object) -> None:
+    with pytest.raises((TypeError, ValueError), match=rf"^{argument} is .*it must be"):
+        synthetic.synthetic_images("glyphs", **{"n": 5, "seed": 0, argument: value})
 
 
 def test_unknown_kind_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'source'.*'count'.*'faces'"):
-        procedural.class_names("faces")
+    with pytest.raises(ValueError, match=r"'faces'.*source.*count"):
+        synthetic.synthetic_images("faces", 5, 0)
 
 
-def test_pretraining_augmentation_shifts_and_inverts(pretraining_script) -> None:
+def test_pretraining_augmentation_shifts_and_inverts() -> None:
     images = torch.zeros(400, 3, 32, 32, dtype=torch.uint8)
     images[:, :, 16, 16] = 200
-    augmented = pretraining_script.augment(images, torch.Generator().manual_seed(0))
+    augmented = pretrain.augment(images, torch.Generator().manual_seed(0))
     inverted = augmented[:, 0, 0, 0] == 255
     assert 0.2 < inverted.float().mean() < 0.4
     upright = torch.where(inverted[:, None, None, None], 255 - augmented, augmented)
@@ -189,8 +170,8 @@ def test_pretraining_augmentation_shifts_and_inverts(pretraining_script) -> None
     assert set((position // 32).tolist()) == set((position % 32).tolist()) == set(range(13, 20))
 
 
-def test_pretraining_recipe_refuses_nonsense(pretraining_script) -> None:
+def test_pretraining_recipe_refuses_nonsense() -> None:
     with pytest.raises(ValueError, match="precision.*'float32'.*'int8'"):
-        pretraining_script.PretrainingRecipe(epochs=1, images=1000, lr=1e-3, precision="int8")
+        pretrain.PretrainingRecipe(epochs=1, images=1000, lr=1e-3, precision="int8")
     with pytest.raises(ValueError, match="images.*5"):
-        pretraining_script.PretrainingRecipe(epochs=1, images=5, lr=1e-3)
+        pretrain.PretrainingRecipe(epochs=1, images=5, lr=1e-3)

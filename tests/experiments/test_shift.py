@@ -6,7 +6,8 @@ import torch
 
 import subtuning_lab.study.runner
 from subtuning_lab.data.corruptions.registry import corrupt
-from subtuning_lab.data.task import Task, load_task
+from subtuning_lab.data.load import load_task
+from subtuning_lab.data.task import Task
 from subtuning_lab.engine.recipe import Recipe, recipe_grid
 from subtuning_lab.experiments.shift import (
     average_shifts,

@@ -5,11 +5,12 @@ from importlib import resources
 
 import pytest
 import torch
+from pretraining_images import SOURCE_CLASSES, source_images
 from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
-from subtuning_lab.data import synthetic as procedural
+from subtuning_lab.data.synthetic import NEW_GLYPHS, synthetic_images
 from subtuning_lab.nets import cifar_resnet as architectures
 from subtuning_lab.nets.cifar_resnet import CifarResNet, lab_resnet, lab_vit, normalize_lab_images
 
@@ -134,13 +135,13 @@ def test_normalization_spans_minus_one_to_one() -> None:
 @pytest.mark.parametrize("name", BUNDLED)
 def test_bundled_weights_know_their_source(name: str) -> None:
     model = load_bundled(name)
-    images, labels = procedural.source_images(200, seed=123_456)
+    images, labels = source_images(200, seed=123_456)
     assert predictions(model, images).eq(labels).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_source_glyphs_keep_the_labels_of_pretraining(name: str) -> None:
-    images, labels = procedural.source_glyph_images(200, seed=123_456)
+    images, labels = synthetic_images("source", 200, seed=123_456)
     assert predictions(load_bundled(name), images).eq(labels).float().mean() > 0.9
 
 
@@ -148,10 +149,10 @@ def test_source_glyphs_keep_the_labels_of_pretraining(name: str) -> None:
 def test_new_glyph_classes_are_learnable_from_bundled_features(name: str) -> None:
     """The nearest class mean, far above the 5 % of chance: images of a class share something."""
     model = load_bundled(name)
-    images, labels = procedural.glyph_images(600, seed=5)
+    images, labels = synthetic_images("glyphs", 600, seed=5)
     with torch.no_grad():
         features = model.forward_head(model.forward_features(normalize_lab_images(images)), pre_logits=True)
-    means = torch.stack([features[:400][labels[:400] == label].mean(dim=0) for label in range(procedural.NEW_GLYPHS)])
+    means = torch.stack([features[:400][labels[:400] == label].mean(dim=0) for label in range(NEW_GLYPHS)])
     assert torch.cdist(features[400:], means).argmin(dim=1).eq(labels[400:]).float().mean() > 0.4
 
 
@@ -162,7 +163,7 @@ def test_bundled_files_are_small_and_describe_themselves(name: str) -> None:
         header = file.metadata()
     assert len(path.read_bytes()) < 2_000_000
     assert header["architecture"] == name
-    assert int(header["classes"]) == procedural.SOURCE_CLASSES
+    assert int(header["classes"]) == SOURCE_CLASSES
     assert tuple(json.loads(header["mean"])) == architectures.LAB_MEAN
     assert tuple(json.loads(header["std"])) == architectures.LAB_STD
     card = (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")

@@ -19,15 +19,17 @@ from types import MappingProxyType
 
 import torch
 
+from subtuning_lab.data.arrays import check_uint8_rgb
 from subtuning_lab.data.corruptions.blur import defocus_blur, gaussian_blur, glass_blur, motion_blur, zoom_blur
 from subtuning_lab.data.corruptions.digital import contrast, elastic_transform, jpeg_compression, pixelate, saturate
 from subtuning_lab.data.corruptions.filters import SLACK
 from subtuning_lab.data.corruptions.noise import Generators, gaussian_noise, impulse_noise, shot_noise, speckle_noise
-from subtuning_lab.data.corruptions.spatter import spatter
-from subtuning_lab.data.corruptions.weather import brightness, fog, frost, snow
+from subtuning_lab.data.corruptions.weather import brightness, fog, frost, snow, spatter
+from subtuning_lab.utils.validation import Is, Whole, checked
 
 LARGEST_SMALL_SIZE = 64  # pixels: up to here CIFAR-10-C's parameters hold
 SEVERITIES = (1, 2, 3, 4, 5)
+_DIGITS = tuple(map(str, SEVERITIES))
 _CHUNK_BYTES = 2**21  # of float64 values at a time: more of them leave a CPU's caches
 _CHUNKS_OF_GPU = 64  # times as many at a time on a GPU, whose kernels are slow to start
 
@@ -174,13 +176,27 @@ def corruption_names() -> tuple[str, ...]:
 
 
 def check_corruption(name: str, severity: int) -> None:
-    """Raise ValueError unless `corrupt` knows the name and the severity is an int from 1 to 5."""
+    """Raise ValueError unless `corrupt` knows the name and the severity is a whole number from 1 to 5."""
     if name not in _CORRUPTIONS:
         raise ValueError(f"unknown corruption {name!r}; allowed are {', '.join(_CORRUPTIONS)}")
-    if isinstance(severity, bool) or not isinstance(severity, int) or severity not in SEVERITIES:
-        raise ValueError(f"severity of {name!r} must be an int from 1 to 5, got {severity!r}")
+    if Whole(SEVERITIES[0], SEVERITIES[-1]).error_of(severity):
+        raise ValueError(f"severity of {name!r} is {severity!r}; it must be a whole number from 1 to 5")
 
 
+def parse_corruptions(text: str) -> list[tuple[str, int]]:
+    """Read "name@severity", or several of these with "+" between them, into (name, severity) each.
+
+    Raises:
+        ValueError: a corruption that is unknown, or has a severity outside 1 to 5.
+    """
+    pairs = [piece.partition("@") for piece in text.split("+") if piece]
+    corruptions = [(name, int(severity) if severity in _DIGITS else severity) for name, _, severity in pairs]
+    for name, severity in corruptions:
+        check_corruption(name, severity)
+    return corruptions
+
+
+@checked(seed=Whole(), positions=Is("Tensor", none=True))
 def corrupt(
     images: torch.Tensor, name: str, severity: int, seed: int = 0, positions: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -198,8 +214,7 @@ def corrupt(
         ValueError: unknown name, severity outside 1 to 5, or images of another dtype or shape.
     """
     check_corruption(name, severity)
-    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must be uint8 (n, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+    check_uint8_rgb(images)
     chosen = _CORRUPTIONS[name]
     parameter = (chosen.small if max(images.shape[2:]) <= LARGEST_SMALL_SIZE else chosen.large)[severity - 1]
     where = range(len(images)) if positions is None else positions.tolist()

@@ -1,116 +1,71 @@
-"""Families of procedurally drawn shapes: each function maps class labels to soft masks (n, 32, 32) in [0, 1].
+"""Draw the images that the bundled backbones are pretrained on: glyphs, fractals, polygons and stars, textures.
 
-Coordinates run from -1 to 1 over the image, x to the right and y downwards. What a class looks like is fixed by
-formulas and constants; the generator that every function takes draws only the instance: position, size, jitter.
+The glyphs are those of the package's task "source"; masks are painted as there.
 """
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Generator, Tensor
 
-SIDE = 32  # pixels
-EDGE_SHARPNESS = 24.0  # logistic slope per unit of distance: an edge is about 2 pixels wide
-STROKES_PER_GLYPH = 3
-POINTS_PER_STROKE = 28
+from subtuning_lab.data.synthetic import (
+    SIDE,
+    SOURCE_GLYPHS,
+    MaskFamily,
+    affine_grid,
+    draw,
+    numbered,
+    pixel_grid,
+    soft_mask,
+    source_glyph_masks,
+    uniform,
+)
+
+SOURCE_FAMILIES = {"glyphs": SOURCE_GLYPHS, "fractals": 28, "polygons": 16, "textures": 16}  # in the order of labels
+SOURCE_CLASSES = sum(SOURCE_FAMILIES.values())
+FRACTAL_SEED = 2  # defines the classes
 MAPS_PER_FRACTAL = 3
-MAX_COUNT = 6
-GRID_SPACING = 0.62  # with the radii and the jitter below, blobs stay a pixel apart: see `count_masks`
-BLOB_RADII = (0.10, 0.20)
-BLOB_JITTER = 0.075
 
 
-def uniform(shape: tuple[int, ...], generator: Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
-    """Return uniform numbers between `low` and `high`."""
-    return low + (high - low) * torch.rand(shape, generator=generator)
+def source_images(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw `n` images of the 100 classes; arguments and result as of `subtuning_lab.data.synthetic.draw`."""
+    return draw(_source_masks, SOURCE_CLASSES, n, seed)
 
 
-def pixel_grid() -> tuple[Tensor, Tensor]:
-    """Return x and y of the pixel centres, each (32, 32)."""
-    axis = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return x, y
+@cache
+def class_names() -> tuple[str, ...]:
+    """Names of the 100 classes, by label."""
+    styles = ("filled {}-gon", "outlined {}-gon", "filled {}-pointed star", "outlined {}-pointed star")
+    polygons = (style.format(corners) for style in styles for corners in range(3, 7))
+    gratings = (f"{pace} grating {angle} deg" for pace in ("slow", "fast") for angle in (0, 45, 90, 135))
+    patterns = ("slow checkers", "fast checkers", "slow rings", "fast rings")
+    noises = (f"noise 1/f^{slope}" for slope in (0.4, 0.9, 1.5, 2.2))
+    fractals = numbered("fractal", SOURCE_FAMILIES["fractals"])
+    return (*numbered("glyph", SOURCE_GLYPHS), *fractals, *polygons, *gratings, *patterns, *noises)
 
 
-def soft_mask(inside: Tensor) -> Tensor:
-    """Turn a signed distance (positive inside the shape) into a mask in [0, 1] with a soft edge."""
-    return torch.sigmoid(EDGE_SHARPNESS * inside)
+def _source_masks(labels: Tensor, generator: Generator) -> Tensor:
+    masks = torch.empty(len(labels), SIDE, SIDE)
+    first = 0
+    for (_, n_classes), family in zip(SOURCE_FAMILIES.items(), _families(), strict=True):
+        rows = ((labels >= first) & (labels < first + n_classes)).nonzero()[:, 0]
+        if len(rows) > 0:
+            masks[rows] = family(labels[rows] - first, generator)
+        first += n_classes
+    return masks
 
 
-def affine_grid(
-    n: int,
-    generator: Generator,
-    rotation: float,
-    scales: tuple[float, float] = (0.8, 1.2),
-    shift: float = 0.2,
-    shear: float = 0.1,
-) -> tuple[Tensor, Tensor]:
-    """Return the pixel grid seen from `n` randomly rotated, scaled, shifted and sheared shapes.
-
-    Args:
-        n: Number of images.
-        generator: Source of the random numbers.
-        rotation: Largest angle in radians, in both directions.
-        scales: Smallest and largest scale.
-        shift: Largest shift along each axis.
-        shear: Largest shear.
-
-    Returns:
-        Coordinates u and v in the frame of the shape, each (n, 32, 32).
-    """
-    shape = (n, 1, 1)
-    angle = uniform(shape, generator, -rotation, rotation)
-    scale = uniform(shape, generator, *scales)
-    x, y = pixel_grid()
-    x = x - uniform(shape, generator, -shift, shift)
-    y = y - uniform(shape, generator, -shift, shift)
-    u = (torch.cos(angle) * x + torch.sin(angle) * y) / scale
-    v = (torch.cos(angle) * y - torch.sin(angle) * x) / scale
-    return u + uniform(shape, generator, -shear, shear) * v, v
-
-
-def glyph_control_points(n_classes: int, seed: int) -> Tensor:
-    """Define glyph classes: two or three quadratic Bezier strokes each, often joined end to start.
-
-    Returns:
-        Control points (classes, strokes, 3, 2). A glyph of two strokes repeats its second one.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    points = uniform((n_classes, STROKES_PER_GLYPH, 3, 2), generator, -0.72, 0.72)
-    joined = torch.rand(n_classes, 1, generator=generator) < 0.6
-    points[:, 1, 0] = torch.where(joined, points[:, 0, 2], points[:, 1, 0])
-    two_strokes = torch.rand(n_classes, generator=generator) < 0.5
-    points[two_strokes, 2] = points[two_strokes, 1]
-    return points
-
-
-def glyph_masks(
-    labels: Tensor, control_points: Tensor, generator: Generator, jitter: float = 0.07, rotation: float = 0.25
-) -> Tensor:
-    """Draw glyphs with jittered control points, a random affine view and a random pen width.
-
-    Args:
-        labels: Classes (n,), rows of `control_points`.
-        control_points: Result of `glyph_control_points`.
-        generator: Source of the random numbers.
-        jitter: Standard deviation of each control point's displacement.
-        rotation: Largest rotation in radians.
-
-    Returns:
-        Masks (n, 32, 32).
-    """
-    n = len(labels)
-    points = control_points[labels]
-    points = points + jitter * torch.randn(points.shape, generator=generator)
-    t = torch.linspace(0, 1, POINTS_PER_STROKE)
-    bernstein = torch.stack([(1 - t) ** 2, 2 * t * (1 - t), t**2])  # (3, points)
-    path = torch.einsum("bt,nsbd->nstd", bernstein, points).reshape(n, -1, 2)
-    u, v = affine_grid(n, generator, rotation)
-    pixels = torch.stack([u.flatten(1), v.flatten(1)], dim=2)
-    distance = torch.cdist(pixels, path, compute_mode="donot_use_mm_for_euclid_dist").amin(dim=2)
-    pen = uniform((n, 1, 1), generator, 0.06, 0.16)
-    return soft_mask(pen - distance.view(n, SIDE, SIDE))
+@cache
+def _families() -> tuple[MaskFamily, ...]:
+    maps = fractal_maps(SOURCE_FAMILIES["fractals"], FRACTAL_SEED)
+    return (
+        source_glyph_masks,
+        lambda labels, generator: fractal_masks(labels, maps, generator),
+        polygon_masks,
+        texture_masks,
+    )
 
 
 @dataclass(frozen=True)
@@ -248,38 +203,3 @@ def _power_law_noise(column: Tensor, generator: Generator) -> Tensor:
     spectrum = torch.fft.fft2(torch.randn(n, SIDE, SIDE, generator=generator)) * radius**-slope
     noise = torch.fft.ifft2(spectrum).real
     return noise / noise.std(dim=(1, 2), keepdim=True)
-
-
-def count_masks(labels: Tensor, generator: Generator) -> Tensor:
-    """Draw label + 1 discs and squares (1 to 6) in cells of a 3 x 3 grid.
-
-    Two blobs are at least GRID_SPACING - 2 * (BLOB_JITTER + largest radius) = 0.07 apart along one axis, which is
-    more than a pixel (0.0625): thresholded at 1/2 they never touch, not even across a corner.
-    """
-    n, shape = len(labels), (len(labels), MAX_COUNT)
-    cell = torch.rand(n, 9, generator=generator).argsort(dim=1)[:, :MAX_COUNT]
-    centre = (torch.stack([cell % 3, cell // 3]) - 1) * GRID_SPACING
-    centre = centre + uniform((2, *shape), generator, -BLOB_JITTER, BLOB_JITTER)
-    radius = uniform(shape, generator, *BLOB_RADII)
-    square = torch.rand(shape, generator=generator) < 0.5
-    drawn = torch.arange(MAX_COUNT) <= labels[:, None]
-    radius = torch.where(drawn, radius, torch.full_like(radius, -1.0))  # far outside everywhere: nothing is drawn
-    x, y = pixel_grid()
-    dx, dy = (x - centre[0, ..., None, None]).abs(), (y - centre[1, ..., None, None]).abs()
-    distance = torch.where(square[..., None, None], torch.maximum(dx, dy), (dx**2 + dy**2).sqrt())
-    return soft_mask((radius[..., None, None] - distance).amax(dim=1))
-
-
-def position_masks(labels: Tensor, generator: Generator) -> Tensor:
-    """Draw a disc and a square; the class is the direction from the square to the disc, in steps of 45 degrees."""
-    n = len(labels)
-    shape = (n, 1, 1)
-    angle = labels.view(shape) * math.pi / 4 + uniform(shape, generator, -0.25, 0.25)
-    half_distance = uniform(shape, generator, 0.35, 0.50)
-    reach_x, reach_y = half_distance * torch.cos(angle), half_distance * torch.sin(angle)
-    middle_x, middle_y = uniform(shape, generator, -0.25, 0.25), uniform(shape, generator, -0.25, 0.25)
-    x, y = pixel_grid()
-    disc = ((x - middle_x - reach_x) ** 2 + (y - middle_y - reach_y) ** 2).sqrt()
-    square = torch.maximum((x - middle_x + reach_x).abs(), (y - middle_y + reach_y).abs())
-    disc_radius, square_radius = uniform(shape, generator, 0.14, 0.24), uniform(shape, generator, 0.14, 0.24)
-    return soft_mask(torch.maximum(disc_radius - disc, square_radius - square))

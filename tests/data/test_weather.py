@@ -9,7 +9,7 @@ import scipy.ndimage
 import torch
 
 from subtuning_lab.data.corruptions.registry import corrupt
-from subtuning_lab.data.corruptions.spatter import canny_edges, chamfer_distance, equalized, shaded
+from subtuning_lab.data.corruptions.weather import canny_edges, chamfer_distance, equalized, shaded
 
 
 def layer(seed: int, height: int = 16, width: int = 20) -> np.ndarray:
