@@ -6,8 +6,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "profiles": ["plot_network", "plot_pairs", "plot_profile", "share_limits"],
-        "comparison": ["plot_curves", "plot_methods", "plot_trace", "plot_tradeoff"],
-        "active": ["plot_strategies"],
+        "comparison": [
+            *("plot_confusion", "plot_curves", "plot_methods", "plot_strategies", "plot_trace", "plot_tradeoff")
+        ],
         "merge": ["plot_choices", "plot_fork"],
         "shift": ["plot_forgetting", "plot_shift_profiles", "plot_shifts", "plot_steps"],
         "ablations": ["plot_alphas", "plot_differences", "plot_interpolation", "plot_stability", "plot_variants"],

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from subtuning_lab.plots.profiles import BLUE, GREEN, GREY, LIGHT, ORANGE, PALE_BLUE, PURPLE
+from subtuning_lab.plots import style
+from subtuning_lab.utils.validation import Is, Real, Several, Table, Text, checked
 
 _TERMS = {
-    "empirical error": GREY,
+    "empirical error": style.GREY,
     "Monte Carlo": "#111111",
-    "complexity": BLUE,
-    "price of selection": ORANGE,
-    "price of the grids": "#E69F00",
-    "confidence": LIGHT,
+    "complexity": style.BLUE,
+    "price of selection": style.ORANGE,
+    "price of the grids": style.YELLOW,
+    "confidence": style.LIGHT,
 }
-_OTHERS = (PURPLE, GREEN, PALE_BLUE)
-_KINDS = {"linear probing": (GREEN, "s"), "greedy": (PURPLE, "*"), "full finetuning": (ORANGE, "D")}
-_ORDINARY = (BLUE, "o")
+_OTHERS = (style.PURPLE, style.GREEN, style.PALE_BLUE)
+_KINDS = {"linear probing": (style.GREEN, "s"), "greedy": (style.PURPLE, "*"), "full finetuning": (style.ORANGE, "D")}
+_ORDINARY = (style.BLUE, "o")
 
 
+@checked(
+    table=Table(("bound", "of", "term", "vacuous"), ("amount", "value", "confidence")),
+    limit=Real(0, above=True, none=True),
+    ax=style.AXES,
+)
 def plot_terms(table: pd.DataFrame, limit: float | None = None, ax: Axes | None = None) -> Axes:
     """Each bound as a stacked bar of its terms, with its value, and the line from which on a bound is vacuous.
 
@@ -35,17 +40,9 @@ def plot_terms(table: pd.DataFrame, limit: float | None = None, ax: Axes | None 
 
     Returns:
         The axes: bounds from top to bottom in the table's order.
-
-    Raises:
-        ValueError: an empty table, or a limit that is not above 0.
     """
-    if table.empty:
-        raise ValueError("the table has no bounds to plot")
-    if limit is not None and not 0 < limit < np.inf:
-        raise ValueError(f"limit is {limit}; it must be a number above 0")
     names = list(dict.fromkeys(table["bound"]))
-    if ax is None:
-        _, ax = plt.subplots(figsize=(9.0, 1.5 + 0.5 * len(names)), layout="constrained")
+    ax = style.axes_of(ax, 9.0, 1.5 + 0.5 * len(names))
     end = limit or max(1.0, float(table["value"].max()))
     left = dict.fromkeys(names, 0.0)
     for (term, rows), colour in zip(table.groupby("term", sort=False), _colours(table), strict=True):
@@ -62,6 +59,16 @@ def plot_terms(table: pd.DataFrame, limit: float | None = None, ax: Axes | None 
     return ax
 
 
+@checked(
+    table=Table(("label",)),
+    column=Text(),
+    measured=Text(),
+    spread=Text(none=True),
+    correlation=Is((Mapping, pd.Series), none=True),
+    name_points=Several(Text(), least=0),
+    name=Text(none=True),
+    ax=style.AXES,
+)
 def plot_against_gap(
     table: pd.DataFrame,
     column: str,
@@ -89,33 +96,25 @@ def plot_against_gap(
     Raises:
         ValueError: no subset has a bound above 0.
     """
+    Table(numbers=(column, measured, *([spread] if spread else []))).check("table", table)
     rows = table[table[column] > 0]
     if rows.empty:
         raise ValueError(f"no subset has a {column} above 0")
-    if ax is None:
-        _, ax = plt.subplots(figsize=(5.6, 4.4), layout="constrained")
-    for label, x, y, std in zip(
-        rows["label"],
-        rows[column],
-        rows[measured],
-        rows[spread] if spread else [np.nan] * len(rows),
-        strict=True,
-    ):
+    ax = style.axes_of(ax, 5.6, 4.4)
+    errors = rows[spread] if spread else [np.nan] * len(rows)
+    for label, x, y, std in zip(rows["label"], rows[column], rows[measured], errors, strict=True):
         colour, marker = _KINDS.get(label, _ORDINARY)
         known = label if label in _KINDS else "single blocks"
+        look = {"fmt": marker, "color": colour, "ms": 8, "capsize": 3, "alpha": 0.9}
         seen = known in ax.get_legend_handles_labels()[1]
-        yerr = None if np.isnan(std) else std
-        ax.errorbar(x, y, yerr, fmt=marker, color=colour, ms=8, capsize=3, alpha=0.9, label=None if seen else known)
+        ax.errorbar(x, y, None if np.isnan(std) else std, label=None if seen else known, **look)
         if label in name_points:
             ax.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
     ax.set_xscale("log")
     if rows[column].min() < 1 < rows[column].max():
         ax.axvline(1, color="black", linestyle="--", linewidth=1.0)
     ax.set(xlabel="value of the bound", ylabel=measured)
-    ax.set_title(f"{name or column}: {len(rows)} subsets{_correlated(correlation)}", fontsize=10)
-    ax.legend(frameon=False, fontsize=8.5)
-    sns.despine(ax=ax)
-    return ax
+    return style.finish(ax, f"{name or column}: {len(rows)} subsets{_correlated(correlation)}", "inside")
 
 
 def _correlated(correlation: Mapping[str, float] | None) -> str:
@@ -137,16 +136,10 @@ def _write_values(ax: Axes, table: pd.DataFrame, names: Sequence[str], end: floa
     values = table.drop_duplicates("bound").set_index("bound")
     for place, name in enumerate(names):
         value = values.loc[name, "value"]
-        says = f"{value:.3g}" + (" (vacuous)" if values.loc[name, "vacuous"] else "")
-        ax.annotate(
-            ("... " if value > end else "") + says,
-            (min(value, end), place),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            bbox={"fc": "white", "ec": "none", "pad": 0.5},  # so that the line at 1 does not cross the digits
-        )
+        text = f"{'... ' if value > end else ''}{value:.3g}{' (vacuous)' if values.loc[name, 'vacuous'] else ''}"
+        look = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+        box = {"fc": "white", "ec": "none", "pad": 0.5}  # so that the line at 1 does not cross the digits
+        ax.annotate(text, (min(value, end), place), bbox=box, **look)
 
 
 def _measured(table: pd.DataFrame) -> str:

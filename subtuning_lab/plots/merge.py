@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
-from subtuning_lab.plots.profiles import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, percent_axis
+from subtuning_lab.plots import style
+from subtuning_lab.utils.validation import Is, Several, Table, Text, checked
 
-_TASKS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")
-_WINDOWS = {0: GREEN, 1: BLUE, 2: ORANGE, 3: PURPLE}
+_WINDOWS = {0: style.GREEN, 1: style.BLUE, 2: style.ORANGE, 3: style.PURPLE}
 _TRUNK = "original"
 _TALL, _WIDE = 0.56, 0.72  # of a box, where lanes and columns are 1 apart
 
 
+@checked(
+    rows=Table(("tuned_by", "shared_by"), ("trunk", "frozen_rows", "tuned_rows")),
+    tasks=Several(Text(), least=0),
+    ax=style.AXES,
+)
 def plot_fork(rows: pd.DataFrame, tasks: Sequence[str] = (), ax: Axes | None = None) -> Axes:
     """A merged network from left to right: a lane for the frozen trunk, and one for each task from its fork on.
 
@@ -32,29 +35,23 @@ def plot_fork(rows: pd.DataFrame, tasks: Sequence[str] = (), ax: Axes | None = N
         tasks: names in an order of your own; those that tune nothing are in no table, and must be named to be drawn.
         ax: where to draw; a new figure by default.
 
-    Raises:
-        ValueError: a table without parts.
-
     Source: PAPER "Efficient Multi-Task Inference".
     """
-    if rows.empty:
-        raise ValueError("the table has no parts to draw")
     forks, end = _forks(rows, tasks), len(rows)
     lanes = _lanes(forks, bool(rows["trunk"].any()))
-    colours = {task: _TASKS[i % len(_TASKS)] for i, task in enumerate(forks)}
+    colours = {task: style.PALETTE[i % len(style.PALETTE)] for i, task in enumerate(forks)}
     depth = len(lanes)
-    if ax is None:
-        _, ax = plt.subplots(figsize=fork_size(rows, len(forks)), layout="constrained")
+    ax = style.axes_of(ax, *fork_size(rows, len(forks)))
     trunk_end = int(rows["trunk"].to_numpy().nonzero()[0].max()) + 1 if rows["trunk"].any() else 0
     last = end + 0.14 if rows["trunk"].iloc[-1] else trunk_end - 0.5
-    ax.plot([-0.75, last], [0, 0], color=GREY, linewidth=2, zorder=1)
+    ax.plot([-0.75, last], [0, 0], color=style.GREY, linewidth=2, zorder=1)
     for task, fork in forks.items():
         _draw_lane(ax, fork, lanes[task], end, colours[task])
     for x, (part, row) in enumerate(rows.iterrows()):
         _draw_part(ax, x, row, lanes, colours)
         ax.text(x, -0.62, part, ha="left", va="bottom", rotation=40, fontsize=8.5)
-        count = row["frozen_rows"] + row["tuned_rows"]
-        ax.text(x, depth - 0.28, str(count), ha="center", va="center", fontsize=11, weight="bold")
+        images = row["frozen_rows"] + row["tuned_rows"]
+        ax.text(x, depth - 0.28, str(images), ha="center", va="center", fontsize=11, weight="bold")
     _draw_readouts(ax, end, lanes, colours, bool(rows["trunk"].iloc[-1]))
     ax.text(-0.85, 0, "image", ha="right", va="center", fontsize=9)
     ax.text(-0.85, depth - 0.28, "rows\nper image", ha="right", va="center", fontsize=9)
@@ -69,6 +66,13 @@ def fork_size(rows: pd.DataFrame, n_tasks: int) -> tuple[float, float]:
     return max(7.0, 0.78 * (len(rows) + 3.6)), 0.95 + 0.62 * (n_tasks + 1.6)
 
 
+@checked(
+    table=Table(("blocks", "label"), ("accuracy", "error", "n")),
+    x=Text(),
+    xlabel=Is(str),
+    chosen=Several(Text(), least=0, none=True),
+    ax=style.AXES,
+)
 def plot_choices(
     table: pd.DataFrame, x: str, xlabel: str = "", chosen: Iterable[str] | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -83,36 +87,29 @@ def plot_choices(
         ax: where to draw; a new figure by default.
 
     Raises:
-        ValueError: an empty table, or chosen blocks that are not in it.
+        ValueError: chosen blocks that are not in the table.
 
     Source: PAPER "Efficient Multi-Task Inference", accuracy against latency for consecutive blocks.
     """
-    if table.empty:
-        raise ValueError("the table has no choices to plot")
+    Table(numbers=(x,)).check("table", table)
     chosen = None if chosen is None else tuple(chosen)
     if chosen is not None and chosen not in set(table["blocks"]):
         raise ValueError(f"chosen is {chosen}; the table has no such blocks")
-    if ax is None:
-        _, ax = plt.subplots(figsize=(7.0, 4.6), layout="constrained")
+    ax = style.axes_of(ax, 7.0, 4.6)
     for width, group in table.groupby(table["blocks"].map(len)):
         label = "linear probing" if width == 0 else f"{width} block{'s' * (width > 1)}"
-        colour = _WINDOWS.get(width, GREY)
-        spread = {"yerr": group["error"].fillna(0), "xerr": _spread(group, x)}
-        ax.errorbar(
-            group[x], group["accuracy"], fmt="o", color=colour, markersize=5, elinewidth=0.8, label=label, **spread
-        )
+        colour = _WINDOWS.get(width, style.GREY)
+        look = {"fmt": "o", "color": colour, "markersize": 5, "elinewidth": 0.8, "label": label}
+        errors = {"yerr": style.spread_of(group, "error"), "xerr": _quartiles(group, x)}
+        ax.errorbar(group[x], group["accuracy"], **errors, **look)
     if chosen is not None:
         _ring(ax, table[[blocks == chosen for blocks in table["blocks"]]].iloc[0], x)
     ax.set_xlabel(xlabel or x)
     ax.set_ylabel("validation accuracy")
-    percent_axis(ax.yaxis)
+    style.percent_axis(ax.yaxis)
     measured = "; horizontal: quartiles" if f"{x}_q25" in table else ""
-    low, high = table["n"].min(), table["n"].max()
-    n = f"{low}" if low == high else f"{low} to {high}"
-    ax.set_title(f"vertical bars: standard error, n = {n} scores each{measured}", fontsize=10)
-    ax.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    sns.despine(ax=ax)
-    return ax
+    title = f"vertical bars: standard error, {style.count(table['n'])} scores each{measured}"
+    return style.finish(ax, title, "beside")
 
 
 class _Run(NamedTuple):
@@ -124,11 +121,11 @@ class _Run(NamedTuple):
 
 def _forks(rows: pd.DataFrame, tasks: Sequence[str]) -> dict[str, int]:
     """Task -> position of its first own part; behind the last part for those that have none."""
-    found: dict[str, int] = {}
+    forks: dict[str, int] = {}
     for x, tuned in enumerate(rows["tuned_by"]):
         for task in tuned:
-            found.setdefault(task, x)
-    return {task: found.get(task, len(rows)) for task in dict.fromkeys([*tasks, *found])}
+            forks.setdefault(task, x)
+    return {task: forks.get(task, len(rows)) for task in dict.fromkeys([*tasks, *forks])}
 
 
 def _lanes(forks: Mapping[str, int], trunk: bool) -> dict[str | None, int]:
@@ -149,9 +146,9 @@ def _draw_lane(ax: Axes, fork: int, lane: int, end: int, colour: str) -> None:
 def _draw_part(ax: Axes, x: int, row: pd.Series, lanes: Mapping[str | None, int], colours: Mapping[str, str]) -> None:
     shared = sorted(lanes[member] for member in [None] * bool(row["trunk"]) + list(row["shared_by"]))
     if shared:
-        _box(ax, x, shared[0], shared[-1], LIGHT, width=0.2, zorder=2)  # what joins lanes that are no neighbours
+        _box(ax, x, shared[0], shared[-1], style.LIGHT, width=0.2, zorder=2)  # what joins lanes that are no neighbours
     for run in _runs(shared):
-        _box(ax, x, run.first, run.last, LIGHT, zorder=3)
+        _box(ax, x, run.first, run.last, style.LIGHT, zorder=3)
     if len(shared) > 1:
         first = next(_runs(shared))
         ax.text(x, (first.first + first.last) / 2, f"×{len(shared)}", ha="center", va="center", fontsize=9, zorder=5)
@@ -168,11 +165,9 @@ def _runs(lanes: Sequence[int]) -> Iterator[_Run]:
 
 def _box(ax: Axes, x: float, first: int, last: int, colour: str, width: float = _WIDE, zorder: int = 3) -> None:
     corner, height = (x - width / 2, first - _TALL / 2), last - first + _TALL
-    style = "round,pad=0,rounding_size=0.1"
-    edge = GREY if colour == LIGHT else "white"
-    ax.add_patch(
-        FancyBboxPatch(corner, width, height, boxstyle=style, fc=colour, ec=edge, linewidth=0.8, zorder=zorder)
-    )
+    look = {"boxstyle": "round,pad=0,rounding_size=0.1", "linewidth": 0.8, "zorder": zorder}
+    edge = style.GREY if colour == style.LIGHT else "white"
+    ax.add_patch(FancyBboxPatch(corner, width, height, fc=colour, ec=edge, **look))
 
 
 def _draw_readouts(
@@ -181,11 +176,11 @@ def _draw_readouts(
     for task, lane in lanes.items():
         if task is None and not trunk:
             continue
-        ax.plot(end + 0.2, lane, "o", color=colours.get(task, GREY), markersize=9, zorder=4)
+        ax.plot(end + 0.2, lane, "o", color=colours.get(task, style.GREY), markersize=9, zorder=4)
         ax.text(end + 0.42, lane, task or _TRUNK, ha="left", va="center", fontsize=9.5)
 
 
-def _spread(group: pd.DataFrame, x: str) -> list[pd.Series] | None:
+def _quartiles(group: pd.DataFrame, x: str) -> list[pd.Series] | None:
     if f"{x}_q25" not in group:
         return None
     return [(group[x] - group[f"{x}_q25"]).clip(lower=0), (group[f"{x}_q75"] - group[x]).clip(lower=0)]

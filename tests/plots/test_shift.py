@@ -1,17 +1,15 @@
 """Figures of shifts: what stands in them is what the tables say."""
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 
-from subtuning_lab.plots.profiles import ORANGE
 from subtuning_lab.plots.shift import plot_forgetting, plot_shift_profiles, plot_shifts, plot_steps
+from subtuning_lab.plots.style import ORANGE
 from subtuning_lab.search.profiles import FULL_FINETUNING, LINEAR_PROBING, Profile
+from tests.plots import texts, ticks
 
-matplotlib.use("Agg")
 SCORES = {
     ("noise@5", "no adaptation"): (0.2, 0.9),
     ("noise@5", "stage 1"): (0.7, 0.8),
@@ -23,12 +21,6 @@ SCORES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_figures_left():
-    yield
-    plt.close("all")
-
-
 @pytest.fixture
 def summary() -> pd.DataFrame:
     rows = [(100, *place, accuracy, 0.02, clean, 0.01, 3) for place, (accuracy, clean) in SCORES.items()]
@@ -36,14 +28,10 @@ def summary() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def texts(ax) -> list[str]:
-    return [text.get_text() for text in ax.texts]
-
-
 def test_every_shift_and_method_has_its_cell_and_the_best_is_framed(summary):
     ax = plot_shifts(summary)
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["no adaptation", "stage 1", "greedy"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["noise@5", "contrast@5", "digits"]
+    assert ticks(ax.xaxis) == ["no adaptation", "stage 1", "greedy"]
+    assert ticks(ax.yaxis) == ["noise@5", "contrast@5", "digits"]
     assert {"20 ± 2", "70 ± 2", "80 ± 2"} <= set(texts(ax)) and "n = 3" in ax.get_title()
     framed = [patch.get_xy() for patch in ax.patches if patch.get_edgecolor() == to_rgba(ORANGE)]
     assert framed == [(1, 0), (2, 1), (2, 2)]
@@ -101,7 +89,7 @@ def test_profiles_share_axes_with_probing_left_and_finetuning_right():
     ax = plot_shift_profiles(
         {"noise@5": profile([0.9, 0.5, 0.4, 0.3, 0.8]), "digits": profile([0.1, 0.2, 0.6, 0.05, 0.7])}, ["digits"]
     )
-    assert [label.get_text() for label in ax.get_xticklabels()] == [LINEAR_PROBING, "b1", "b2", "b3", FULL_FINETUNING]
+    assert ticks(ax.xaxis) == [LINEAR_PROBING, "b1", "b2", "b3", FULL_FINETUNING]
     noise, digits = (line for line in ax.lines if len(line.get_xdata()) == 3)
     ends = next(line for line in ax.lines if line.get_marker() == noise.get_marker() and line is not noise)
     assert noise.get_ydata().tolist() == [0.9, 0.5, 0.4] and ends.get_xydata().tolist() == [[0, 0.3], [4, 0.8]]
@@ -110,10 +98,16 @@ def test_profiles_share_axes_with_probing_left_and_finetuning_right():
 
 def test_bad_tables_are_named(summary):
     two = pd.concat([summary, summary.assign(train_size=300)])
-    for draw in (plot_shifts, plot_steps, plot_forgetting):
+    for draw in (plot_shifts, plot_forgetting):
         with pytest.raises(ValueError, match="sizes 100, 300; draw one"):
             draw(two)
     with pytest.raises(ValueError, match="no adaptation is there twice under noise@5"):
         plot_shifts(pd.concat([summary, summary[:1]]))
     with pytest.raises(ValueError, match="profiles is empty"):
         plot_shift_profiles({})
+    one = profile([0.9, 0.5, 0.4, 0.3, 0.8])
+    other = Profile(one.table.assign(label=one.table["label"].str.upper()), one.scores, 1, "other")
+    with pytest.raises(ValueError, match="different parts"):
+        plot_shift_profiles({"a": one, "b": other})
+    with pytest.raises(TypeError, match=r"profiles\['b'\] is .*; it must be a Profile"):
+        plot_shift_profiles({"a": one, "b": one.table})
