@@ -5,52 +5,52 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import ipywidgets as widgets
 import pandas as pd
 
 from subtuning_lab.nets.chain import in_order
 from subtuning_lab.nets.flops import training_flops
-from subtuning_lab.notebook.panel import Panel, Picture, draw, network_width, profile_width
-from subtuning_lab.plots.profiles import plot_flops, plot_network, plot_tried
+from subtuning_lab.notebook.panel import Panel, Picture, checkbox, tick_grid
+from subtuning_lab.plots import style
+from subtuning_lab.plots.profiles import network_width, plot_flops, plot_network, plot_tried, profile_width
 from subtuning_lab.search.profiles import FULL_FINETUNING, LINEAR_PROBING, Profile, summarize
 from subtuning_lab.study.study import Study
+from subtuning_lab.utils.validation import Is, Several, Text, checked
 
 _REPORT_S = 0.1  # the browser need not know more often
-# A name like "layer1.0" must fit under its box of the picture.
-_SMALL = """<style>
-.subtuning-ticks .widget-label-basic { font-size: 11px; gap: 0; padding: 0 2px 0 4px; }
-.subtuning-ticks .widget-label-basic input[type="checkbox"] { flex-grow: 0; margin: 0 3px 0 0; }
-</style>"""
+_BLOCKS = Several(Text(), least=0, unique=True)
 
 
 class BlockPanel(Panel):
-    """See `tick_blocks`."""
+    """Tick parts on a picture of the network, and see tuned parameters and FLOPs change; `.blocks` is the choice.
 
-    def __init__(self, study: Study, blocks: Iterable[str]):
-        self.study = study
-        names = study.part_names
-        self.boxes = {
-            name: widgets.Checkbox(False, description=name, indent=False, style={"background": "#EEEEEE"})
-            for name in names
-        }
-        for box in self.boxes.values():
-            box.layout = widgets.Layout(width="auto", min_width="0", margin="0")
+    Args:
+        study: whose backbone is shown; nothing is trained.
+        blocks: names of the parts that are ticked at first.
+
+    Raises:
+        ValueError: an unknown part.
+    """
+
+    @checked(study=Is(Study), blocks=_BLOCKS)
+    def __init__(self, study: Study, blocks: Iterable[str] = ()):
+        self.study, names = study, study.part_names
+        self.boxes = {name: checkbox(name) for name in names}
         self.presets = [
             widgets.Button(description=LINEAR_PROBING, tooltip="tick nothing: only the new readout is trained"),
             widgets.Button(description=FULL_FINETUNING, tooltip="tick everything"),
         ]
-        self.network, self.costs, self._holding = Picture(), Picture(), False
-        grid = widgets.GridBox([*self.boxes.values()], layout=_under_network(names))
-        grid.add_class("subtuning-ticks")
-        style = widgets.HTML(_SMALL, layout=widgets.Layout(display="none"))
-        super().__init__(self.network, style, grid, widgets.HBox(self.presets), self.costs)
-        for box in self.boxes.values():
-            box.observe(self.shows_errors(self._redraw), "value")
+        self.network, self.costs = Picture(), Picture()
+        # A column under each box of the network's picture, whose last box is the readout.
+        columns = f"repeat({len(names) + 1}, minmax(0, 1fr))"
+        grid = tick_grid([*self.boxes.values()], columns, network_width(names), padding="0 0 0 8px")
+        super().__init__(self.network, grid, widgets.HBox(self.presets), self.costs)
+        self.tick(blocks)
+        self.follow(*self.boxes.values())
         self.presets[0].on_click(self.shows_errors(lambda button: self.tick(())))
         self.presets[1].on_click(self.shows_errors(lambda button: self.tick(names)))
-        self.tick(blocks)
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -87,24 +87,32 @@ class BlockPanel(Panel):
         for name, box in self.boxes.items():
             box.value = name in wanted
         self._holding = False
-        self._redraw()
+        self._changed()
 
-    def _redraw(self, change: object = None) -> None:
-        if self._holding:
-            return
-        parts, blocks, width = self.study.parts, self.blocks, network_width(self.study.part_names)
-        costs = {
-            "ticked": training_flops(parts, blocks),
-            FULL_FINETUNING: training_flops(parts, self.study.part_names),
-        }
-        self.network.show(draw(lambda ax: plot_network(list(parts.index), blocks, parts["params"], ax), width, 1.6))
-        self.costs.show(draw(lambda ax: plot_flops(costs, ax).set_title(self.facts, fontsize=10), width, 1.7))
+    def _redraw(self) -> None:
+        parts, names = self.study.parts, self.study.part_names
+        width = network_width(names)
+        costs = {"ticked": training_flops(parts, self.blocks), FULL_FINETUNING: training_flops(parts, names)}
+        self.network.draw(lambda ax: plot_network(names, self.blocks, list(parts["params"]), ax), width, 1.6)
+        self.costs.draw(lambda ax: plot_flops(costs, ax).set_title(self.facts, fontsize=10), width, 1.7)
 
 
 class TrainPanel(Panel):
-    """See `train_ticked`."""
+    """Tick parts, train them with a button, and see the subset land in the profile figure.
 
-    def __init__(self, study: Study, profile: Profile, blocks: Iterable[str]):
+    Args:
+        study: trains and records the subset.
+        profile: finished, of the same study.
+        blocks: names of the parts that are ticked at first.
+
+    Raises:
+        ValueError: an unknown part, or a profile of other parts.
+    """
+
+    @checked(study=Is(Study), profile=Is(Profile), blocks=_BLOCKS)
+    def __init__(self, study: Study, profile: Profile, blocks: Iterable[str] = ()):
+        if unknown := {name for subset in profile.table["blocks"] for name in subset} - set(study.part_names):
+            raise ValueError(f"profile is of another network: the study's has no part {min(unknown)}")
         self.study, self.profile = study, profile
         #: rows of the subsets trained here, with the columns of `Profile.table`
         self.tried = profile.table.iloc[:0]
@@ -114,9 +122,7 @@ class TrainPanel(Panel):
         self.bar = widgets.FloatProgress(min=0.0, max=1.0, layout=widgets.Layout(width="300px"))
         self.figure = Picture()
         buttons = widgets.HBox([self.train_button, self.stop_button, self.bar])
-        super().__init__(self.ticks.box, buttons, self.figure)
-        # The line of news stands beside the button that it is about, not under the figure.
-        self.box.children = [self.ticks.box, buttons, self.status, self.figure]
+        super().__init__(self.ticks.box, buttons, self.figure, news_first=True)
         self._stopping, self._thread, self._start = threading.Event(), None, 0.0
         self.train_button.on_click(self.shows_errors(self._train_aside))
         self.stop_button.on_click(lambda button: self.stop())
@@ -134,7 +140,8 @@ class TrainPanel(Panel):
 
     @property
     def facts(self) -> str:
-        rows = [f"{row.label}: {row.accuracy:.1%}, {row.params:,} parameters" for row in self.tried.itertuples()]
+        tried = self.tried.itertuples()
+        rows = [f"{row.label}: {style.percent(row.accuracy)}, {row.params:,} parameters" for row in tried]
         return "\n".join([self.ticks.facts, *rows])
 
     def train(self) -> pd.DataFrame:
@@ -193,8 +200,7 @@ class TrainPanel(Panel):
         self.tried = pd.concat([others, new], ignore_index=True) if len(others) else new
         self._draw_profile()
         self.bar.value, self.bar.bar_style = 1.0, "success"
-        spread = "" if pd.isna(row["std"]) else f" ± {row['std']:.1%}"
-        self.say(f"{row['label']}: {row['accuracy']:.1%}{spread}, n = {row['n']}")
+        self.say(f"{row['label']}: {style.percent(row['accuracy'], row['std'])}, n = {row['n']}")
 
     def _report(self, trained: int, total: int) -> None:
         """Shows how far the training is, and ends it when Stop was pressed."""
@@ -222,7 +228,7 @@ class TrainPanel(Panel):
 
     def _draw_profile(self) -> None:
         width = profile_width(len(self.profile.table) - 2 + len(self.tried))
-        self.figure.show(draw(lambda ax: plot_tried(self.profile, self.tried, ax), width, 4.4))
+        self.figure.draw(lambda ax: plot_tried(self.profile, self.tried, ax), width, 4.4)
 
 
 class _StoppedError(Exception):
@@ -233,14 +239,3 @@ def _label(study: Study, blocks: tuple[str, ...]) -> str:
     if not blocks or blocks == study.part_names:
         return FULL_FINETUNING if blocks else LINEAR_PROBING
     return " + ".join(blocks) if len(blocks) < 4 else f"{blocks[0]} ... {blocks[-1]} ({len(blocks)} parts)"
-
-
-def _under_network(names: Sequence[str]) -> widgets.Layout:
-    """A column under each box of the network's picture, whose last box is the readout."""
-    return widgets.Layout(
-        grid_template_columns=f"repeat({len(names) + 1}, minmax(0, 1fr))",
-        grid_gap="4px",
-        width=f"{80 * network_width(names):.0f}px",
-        max_width="100%",
-        padding="0 0 0 8px",
-    )

@@ -1,60 +1,56 @@
-"""Panels for finished searches: what another epsilon would have chosen."""
+"""Panels over finished results: another epsilon, another number of images, another way back. Nothing is trained."""
 
 from __future__ import annotations
 
 import math
 
 import ipywidgets as widgets
+import pandas as pd
 from matplotlib.axes import Axes
 
-from subtuning_lab.notebook.panel import Panel, Picture, draw, network_width
-from subtuning_lab.plots.comparison import plot_trace
-from subtuning_lab.plots.profiles import GREY, plot_network
+from subtuning_lab.notebook.panel import Panel, Picture, slider_or_list
+from subtuning_lab.plots import style
+from subtuning_lab.plots.ablations import INTERPOLATION, check_kinds, plot_alphas, plot_interpolation
+from subtuning_lab.plots.comparison import name_rounds, plot_curves, plot_methods, plot_trace, trace_width
+from subtuning_lab.plots.profiles import network_width, plot_network
 from subtuning_lab.search.greedy import GreedyResult
+from subtuning_lab.utils.validation import Is, Real, Table, checked
 
 _STEP = 0.005  # half a point of accuracy: finer than what few images can tell
-
-
-def replay_trace(found: GreedyResult, epsilon: float = 0.0) -> TracePanel:
-    """Drag epsilon, and see which rounds the search would have made and which blocks it would have chosen.
-
-    Nothing is trained: every position of the slider is `found.replay`.
-
-    Args:
-        found: a search in one direction; one with epsilon=-inf ("backward": inf) can be replayed with any epsilon.
-        epsilon: where the slider stands at first.
-
-    Raises:
-        TypeError: something that is no `GreedyResult`.
-        ValueError: a search in both directions, or an epsilon that `greedy_subtuning` does not take.
-    """
-    return TracePanel(found, epsilon)
+_IMAGES = {"target": "the task", "clean": "clean images"}
 
 
 class TracePanel(Panel):
-    """See `replay_trace`."""
+    """Drag epsilon, and see which rounds the search would have made and which blocks it would have chosen.
 
-    def __init__(self, found: GreedyResult, epsilon: float):
-        if not isinstance(found, GreedyResult):
-            raise TypeError(f"found is a {type(found).__name__}; it must be a GreedyResult")
-        if found.direction == "both":
-            raise ValueError("found is a search in both directions; give one with direction forward or backward")
-        found.replay(epsilon)  # refuses a wrong one before anything is shown
-        self.found, self._limits = found, _limits(found)
-        top = max(_top(found), math.ceil(epsilon / _STEP) * _STEP if math.isfinite(epsilon) else 0.0)
-        self.choice = widgets.FloatSlider(
-            max(0.0, min(epsilon, top)), min=0.0, max=top, step=_STEP, readout_format=".1%", description="epsilon"
-        )
-        self.choice.layout = widgets.Layout(width="480px")
+    Every position of the slider is `search.replay`.
+
+    Args:
+        search: in one direction; one with epsilon=-inf ("backward": inf) can be replayed with any epsilon.
+        epsilon: where the slider stands at first.
+
+    Raises:
+        ValueError: a search in both directions, or an epsilon that `greedy_subtuning` does not take.
+    """
+
+    @checked(search=Is(GreedyResult), epsilon=Real(infinite=True))
+    def __init__(self, search: GreedyResult, epsilon: float = 0.0):
+        if search.direction == "both":
+            raise ValueError("search went in both directions; it must be one with direction forward or backward")
+        search.replay(epsilon)  # refuses a wrong one before anything is shown
+        self.search, self._limits = search, _room(search)
+        top = max(_top(search), math.ceil(epsilon / _STEP) * _STEP if math.isfinite(epsilon) else 0.0)
+        start = max(0.0, min(epsilon, top))
+        look = {"readout_format": ".1%", "description": "epsilon", "layout": widgets.Layout(width="480px")}
+        self.choice = widgets.FloatSlider(start, min=0.0, max=top, step=_STEP, **look)
         self.network, self.figure = Picture(), Picture()
         super().__init__(self.choice, self.network, self.figure)
-        self.choice.observe(self.shows_errors(self._redraw), "value")
-        self._redraw()
+        self.follow(self.choice)
 
     @property
     def replayed(self) -> GreedyResult:
         """What the search gives with the slider's epsilon."""
-        return self.found.replay(round(self.choice.value, 6))
+        return self.search.replay(round(self.choice.value, 6))
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -65,43 +61,133 @@ class TracePanel(Panel):
     def facts(self) -> str:
         now = self.replayed
         chosen = " + ".join(now.blocks) or "no block (linear probing)"
-        spread = "" if math.isnan(now.std) else f" ± {now.std:.1%}"
-        text = f"epsilon {now.epsilon:.1%}: {chosen}, {now.accuracy:.1%}{spread}, n = {now.n}"
+        text = f"epsilon {now.epsilon:.1%}: {chosen}, {style.percent(now.accuracy, now.std)}, n = {now.n}"
         rounds, trainings = now.trace["round"].max(), now.cost.trainings
-        text += f"; {rounds} of {self.found.trace['round'].max()} rounds, {trainings} trainings"
+        text += f"; {rounds} of {self.search.trace['round'].max()} rounds, {trainings} trainings"
         return text if now.complete else f"{text}; the search ended here, later rounds are not known"
 
-    def _redraw(self, change: object = None) -> None:
-        self.say("")
-        now, names = self.replayed, self.found.block_names
-        self.network.show(draw(lambda ax: plot_network(names, now.blocks, ax=ax), network_width(names), 1.4))
-        width = max(6.0, 2.4 * (1 + self.found.trace["round"].max()))
-        self.figure.show(draw(lambda ax: self._paint(ax, now), width, 4.4))
+    def _redraw(self) -> None:
+        now, names = self.replayed, self.search.block_names
+        self.network.draw(lambda ax: plot_network(names, now.blocks, ax=ax), network_width(names), 1.4)
+        width = trace_width(1 + self.search.trace["round"].max())
+        self.figure.draw(lambda ax: self._paint(ax, now), width, 4.4)
 
     def _paint(self, ax: Axes, now: GreedyResult) -> None:
         """The rounds of this epsilon on the axes of the whole search, so that positions of the slider compare."""
-        forward = now.direction == "forward"
-        plot_trace(now.trace, now.block_names, now.epsilon if forward else None, ax)
-        last, rounds = now.trace["round"].max(), self.found.trace["round"].max()
-        ax.set_xticks(range(rounds + 1), ["start", *(f"round {number}" for number in range(1, rounds + 1))])
-        ax.set_xlim(-0.5, rounds + 0.6)
+        plot_trace(now.trace, now.block_names, now.epsilon if now.direction == "forward" else None, ax)
+        last, rounds = now.trace["round"].max(), self.search.trace["round"].max()
+        name_rounds(ax, range(rounds + 1))
         ax.set_ylim(*self._limits)
         for number in range(last + 1, rounds + 1):
-            ax.text(number, sum(self._limits) / 2, "not needed", color=GREY, ha="center", fontsize=9)
+            ax.text(number, sum(self._limits) / 2, "not needed", color=style.GREY, ha="center", fontsize=9)
         ax.set_title(self.facts, fontsize=10)
 
 
-def _limits(found: GreedyResult) -> tuple[float, float]:
-    """Room for all candidates, the labels and error bars of those kept, and the line of the largest epsilon."""
-    rows = found.trace
-    spread = rows["std"].fillna(0.0).where(rows["kept"], 0.0)
+class SizePanel(Panel):
+    """Drag the number of training images along finished curves, and see the bars of all methods there.
+
+    Args:
+        summary: of `summarize_repeats`, of one task: rows with `train_size`, `method`, `accuracy`, `std` and `n`.
+
+    Raises:
+        ValueError: a method that is there twice for one size.
+    """
+
+    @checked(summary=Table(("method",), ("train_size", "accuracy", "std", "n")))
+    def __init__(self, summary: pd.DataFrame):
+        twice = summary[summary.duplicated(["train_size", "method"])]
+        if len(twice):
+            row = twice.iloc[0]
+            raise ValueError(f"{row['method']} is there twice for {row['train_size']} images; give one task at a time")
+        self.summary, sizes = summary, sorted(summary["train_size"].unique().tolist())
+        look = {"style": {"description_width": "initial"}, "layout": widgets.Layout(width="480px")}
+        self.choice = slider_or_list(sizes, value=sizes[0], description="training images", **look)
+        self.curves, self.bars = Picture(), Picture()
+        super().__init__(self.choice, self.curves, self.bars)
+        self.follow(self.choice)
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """The methods at the chosen size, the best first."""
+        rows = self.summary[self.summary["train_size"] == self.choice.value]
+        return rows.sort_values("accuracy", ascending=False, kind="stable")
+
+    @property
+    def facts(self) -> str:
+        methods = [f"{r.method} {style.percent(r.accuracy, r.std)}, n = {r.n}" for r in self.rows.itertuples()]
+        return f"{self.choice.value} training images: " + "; ".join(methods)
+
+    def _redraw(self) -> None:
+        self.curves.draw(self._paint_curves, 8.6, 3.4)
+        self.bars.draw(self._paint_bars, 8.6, 1.1 + 0.34 * self.summary["method"].nunique())
+
+    def _paint_curves(self, ax: Axes) -> None:
+        """The curves, with a line where the slider stands."""
+        plot_curves(self.summary, ax=ax)
+        ax.axvline(self.choice.value, color=style.GREY, linestyle=":", linewidth=1.5)
+
+    def _paint_bars(self, ax: Axes) -> None:
+        """The bars of one size on the axis of all sizes, so that positions of the slider compare."""
+        plot_methods(self.rows, ax=ax)
+        spread = style.spread_of(self.summary)
+        low, high = (self.summary["accuracy"] - spread).min(), (self.summary["accuracy"] + spread).max()
+        ax.set_xlim(max(0.0, float(low) - 0.1), float(high) + 0.02)
+        ax.set_title(f"{self.choice.value} training images: {ax.get_title()}", fontsize=10)
+
+
+class AlphaPanel(Panel):
+    """Drag alpha from the pretrained blocks to the tuned ones, and see what is gained and what is forgotten.
+
+    Every position of the slider is an alpha of the table.
+
+    Args:
+        summary: of `summarize_interpolation`, with both kinds of images.
+        alpha: where the slider stands at first.
+
+    Raises:
+        ValueError: a kind of images that is missing, fewer than two alphas, or an alpha that isn't there.
+    """
+
+    @checked(summary=INTERPOLATION, alpha=Real())
+    def __init__(self, summary: pd.DataFrame, alpha: float = 1.0):
+        check_kinds(summary)
+        self.summary, alphas = summary, sorted(summary["alpha"].unique().tolist())
+        if len(alphas) < 2:
+            raise ValueError("summary has fewer than two alphas; a slider needs at least two")
+        if alpha not in alphas:
+            raise ValueError(f"alpha is {alpha}; the table has {', '.join(f'{each:g}' for each in alphas)}")
+        options = [(f"{each:g}", each) for each in alphas]
+        self.choice = widgets.SelectionSlider(options=options, value=alpha, description="alpha")
+        self.choice.layout = widgets.Layout(width="480px")
+        self.curves, self.corner = Picture(), Picture()
+        super().__init__(self.choice, widgets.HBox([self.curves, self.corner]))
+        self.follow(self.choice)
+
+    @property
+    def facts(self) -> str:
+        rows = self.summary[self.summary["alpha"] == self.choice.value].set_index("images").loc[[*_IMAGES]]
+        scores = zip(_IMAGES.values(), rows["accuracy"], rows["std"], rows["n"], strict=True)
+        texts = [f"{label} {style.percent(mean, std)}, n = {int(n)}" for label, mean, std, n in scores]
+        return f"alpha {self.choice.value:g}: " + "; ".join(texts)
+
+    def _redraw(self) -> None:
+        alpha = self.choice.value
+        self.curves.draw(lambda ax: plot_interpolation(self.summary, alpha, ax=ax), 6.0, 3.6)
+        self.corner.draw(lambda ax: plot_alphas(self.summary, alpha, ax=ax), 4.4, 3.6)
+        self.say(self.facts)
+
+
+def _room(search: GreedyResult) -> tuple[float, float]:
+    """Limits for all candidates, the labels and error bars of those kept, and the line of the largest epsilon."""
+    rows = search.trace
+    spread = style.spread_of(rows).where(rows["kept"], 0.0)
     low, high = (rows["accuracy"] - spread).min(), (rows["accuracy"] + spread).max()
     room = max(0.05, high - low)
     return float(low - 0.05 * room), float(high + 0.2 * room)
 
 
-def _top(found: GreedyResult) -> float:
+def _top(search: GreedyResult) -> float:
     """The first step of the slider at which the path is decided for good: no gain, or loss, is larger."""
-    steps = found.trace.loc[found.trace["kept"], "gain"].abs()
+    steps = search.trace.loc[search.trace["kept"], "gain"].abs()
     largest = 0.0 if steps.dropna().empty else float(steps.max())
     return (math.floor(largest / _STEP + 1e-9) + 1) * _STEP

@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 
-from subtuning_lab.data.arrays import check_number
 from subtuning_lab.inference.export import optimize
 from subtuning_lab.inference.latency import OneAfterAnother, compare_latency
 from subtuning_lab.inference.merge import ORIGINAL, merge_tasks
@@ -17,40 +16,17 @@ from subtuning_lab.inference.schedule import Schedule, plan_rows
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain, copy_weights, in_order
 from subtuning_lab.nets.flops import part_table
-from subtuning_lab.notebook.panel import Panel, Picture, draw
+from subtuning_lab.notebook.panel import Panel, Picture, checkbox, tick_grid
+from subtuning_lab.plots import style
 from subtuning_lab.plots.merge import fork_size, plot_fork
-from subtuning_lab.plots.profiles import BLUE, PALE_BLUE
+from subtuning_lab.utils.random import Stream, seeded
+from subtuning_lab.utils.validation import Is, Several, Text, Whole, checked
 
 _MERGED, _SEPARATE = "merged", "separate"
-_SMALL = """<style>
-.subtuning-merge .widget-label-basic { font-size: 11px; gap: 0; padding: 0 2px; }
-.subtuning-merge .widget-label-basic input[type="checkbox"] { flex-grow: 0; margin: 0 3px 0 0; }
-</style>"""
+_SEED, _BLOCKS = Whole(0, 2**63 - 1), Several(Text(), least=0, unique=True)
 
 
-def plan_merge(
-    backbone: Chain,
-    tasks: Mapping[str, TunedTask | Iterable[str]],
-    *,
-    image_size: int | None = None,
-    batch_size: int = 1,
-    runs: int = 40,
-) -> MergePanel:
-    """Pick tasks and tick their blocks, and see the merged network, its rows and its FLOPs; a button measures it.
-
-    Args:
-        backbone: what is merged.
-        tasks: name -> tuned task, or names of blocks. Where the ticks are not a tuned task's own blocks, weights that
-            nobody trained are measured, which take as long.
-        image_size: height and width of the images in pixels; by default the backbone's own.
-        batch_size, runs: of the measurement.
-
-    Raises:
-        ValueError: no tasks, one named "original", unknown blocks, or numbers out of range.
-    """
-    return MergePanel(backbone, tasks, image_size, batch_size, runs)
-
-
+@checked(backbone=Is(Chain), blocks=_BLOCKS, classes=Whole(1, 10**6), seed=_SEED)
 def untrained_task(backbone: Chain, blocks: Iterable[str], classes: int = 10, seed: int = 0) -> TunedTask:
     """A task with weights of its own that nobody trained: for measurements, which depend on shapes only.
 
@@ -61,11 +37,9 @@ def untrained_task(backbone: Chain, blocks: Iterable[str], classes: int = 10, se
         seed: of the weights, which are up to a tenth larger than the pretrained ones, so that no memory is shared.
 
     Raises:
-        ValueError: an unknown block, or numbers out of range.
+        ValueError: an unknown block.
     """
-    check_number("classes", classes, 1)
-    check_number("seed", seed, 0)
-    names, generator = in_order(backbone, blocks), torch.Generator().manual_seed(seed)
+    names, generator = in_order(backbone, blocks), seeded(Stream.WEIGHTS, seed)
     weights = copy_weights({name: backbone.part(name) for name in names})
     for tensor in (tensor for state in weights.values() for tensor in state.values()):
         if tensor.is_floating_point():
@@ -77,19 +51,32 @@ def untrained_task(backbone: Chain, blocks: Iterable[str], classes: int = 10, se
 
 
 class MergePanel(Panel):
-    """See `plan_merge`."""
+    """Pick tasks and tick their blocks, and see the merged network, its rows and its FLOPs; a button measures it.
 
+    Args:
+        backbone: what is merged.
+        tasks: name -> tuned task, or names of blocks. Where the ticks are not a tuned task's own blocks, weights that
+            nobody trained are measured, which take as long.
+        image_size: height and width of the images in pixels; by default the backbone's own.
+        batch_size, runs: of the measurement.
+
+    Raises:
+        ValueError: no tasks, one named "original", or unknown blocks.
+    """
+
+    @checked(
+        backbone=Is(Chain), tasks=Is(Mapping), image_size=Whole(1, 4096, none=True), batch_size=Whole(1), runs=Whole(1)
+    )
     def __init__(
         self,
         backbone: Chain,
         tasks: Mapping[str, TunedTask | Iterable[str]],
-        image_size: int | None,
-        batch_size: int,
-        runs: int,
+        *,
+        image_size: int | None = None,
+        batch_size: int = 1,
+        runs: int = 40,
     ):
-        _check_names(tasks)
-        for name, value in (("batch_size", batch_size), ("runs", runs)):
-            check_number(name, value, 1)
+        _check_tasks(tasks)
         self.backbone, self.batch_size, self.runs = backbone, batch_size, runs
         self.tuned = {name: task for name, task in tasks.items() if isinstance(task, TunedTask)}
         self.image_size = image_size or backbone.input_size[-1]
@@ -97,23 +84,17 @@ class MergePanel(Panel):
         #: rows of `compare_latency` of the last measurement, None before
         self.measured: pd.DataFrame | None = None
         wanted = {name: in_order(backbone, getattr(task, "blocks", task)) for name, task in tasks.items()}
-        self.picked = {name: _checkbox(True, name) for name in tasks}
-        self.boxes = {
-            name: {part: _checkbox(part in wanted[name], part) for part in backbone.part_names} for name in tasks
-        }
+        self.picked = {name: checkbox(name, True) for name in tasks}
+        parts = backbone.part_names
+        self.boxes = {name: {part: checkbox(part, part in wanted[name]) for part in parts} for name in tasks}
         self.keep_original = widgets.Checkbox(True, description="keep the original output", indent=False)
         self.measure_button = widgets.Button(description="Measure", icon="clock-o", button_style="primary")
         self.fork, self.costs = Picture(), Picture()
-        style = widgets.HTML(_SMALL, layout=widgets.Layout(display="none"))
         buttons = widgets.HBox([self.keep_original, self.measure_button])
-        super().__init__(self._grid(), style, buttons, self.fork, self.costs)
-        # The line of news stands beside the button that it is about, not under the figures.
-        self.box.children = [*self.box.children[:3], self.status, self.fork, self.costs]
-        ticks = [box for own in self.boxes.values() for box in own.values()]
-        for box in (*self.picked.values(), *ticks, self.keep_original):
-            box.observe(self.shows_errors(self._redraw), "value")
+        super().__init__(self._grid(), buttons, self.fork, self.costs, news_first=True)
         self.measure_button.on_click(self.shows_errors(lambda button: self.measure()))
-        self._redraw()
+        ticks = [box for boxes in self.boxes.values() for box in boxes.values()]
+        self.follow(*self.picked.values(), *ticks, self.keep_original)
 
     @property
     def blocks(self) -> dict[str, tuple[str, ...]]:
@@ -149,7 +130,7 @@ class MergePanel(Panel):
         ]
         facts = [f"at most {rows} rows of an image at a part", *lines]
         if self.measured is not None:
-            facts.append(f"time: {_told(self.measured)}")
+            facts.append(f"time: {_in_words(self.measured)}")
         return "\n".join(facts)
 
     def measure(self) -> pd.DataFrame:
@@ -176,18 +157,14 @@ class MergePanel(Panel):
         finally:
             self.measure_button.disabled = False
         self._draw_costs()
-        self.say(_told(self.measured))
+        self.say(_in_words(self.measured))
         return self.measured
 
-    def _grid(self) -> widgets.GridBox:
+    def _grid(self) -> widgets.VBox:
         """A row of checkboxes for each task under each other, its name in front."""
         rows = [box for name in self.boxes for box in (self.picked[name], *self.boxes[name].values())]
         columns = f"minmax(90px, 1.4fr) repeat({len(self.backbone.part_names)}, minmax(0, 1fr))"
-        width = 80 * fork_size(self.parts, len(self.boxes))[0]
-        layout = widgets.Layout(grid_template_columns=columns, grid_gap="4px", width=f"{width:.0f}px", max_width="100%")
-        grid = widgets.GridBox(rows, layout=layout)
-        grid.add_class("subtuning-merge")
-        return grid
+        return tick_grid(rows, columns, fork_size(self.parts, len(self.boxes))[0])
 
     def _is_own(self, name: str) -> bool:
         """Whether the ticks are a tuned task's own blocks."""
@@ -202,16 +179,15 @@ class MergePanel(Panel):
         own = {name: part_table(self.tuned[name].network().backbone, self.image_size) for name in pruned}
         return self.schedule.cost(self.parts, own=own)
 
-    def _redraw(self, change: object = None) -> None:
+    def _redraw(self) -> None:
         self.measured = None  # of another network
-        self.say("" if self.blocks else "no task is picked; tick the name of at least one", error=not self.blocks)
         self.measure_button.disabled = not self.blocks
-        if self.blocks:
-            table, names = self.schedule.table(), list(self.boxes)
-            picked = [name for name in names if name in self.blocks]
-            size = fork_size(table, len(names))
-            self.fork.show(draw(lambda ax: plot_fork(table, picked, ax), *size))
-            self._draw_costs()
+        if not self.blocks:
+            self.say("no task is picked; tick the name of at least one", error=True)
+            return
+        table, picked = self.schedule.table(), [name for name in self.boxes if name in self.blocks]
+        self.fork.draw(lambda ax: plot_fork(table, picked, ax), *fork_size(table, len(self.boxes)))
+        self._draw_costs()
 
     def _draw_costs(self) -> None:
         costs = self._costs()["ratio"].rename({"flops": "FLOPs", "bytes": "weights read"})
@@ -219,32 +195,23 @@ class MergePanel(Panel):
             costs["time, measured"] = self.measured.loc[_SEPARATE, "ratio"]
         measured, width = self.measured, fork_size(self.parts, 1)[0]
         spread = None if measured is None else measured.loc[_SEPARATE, ["ratio_q25", "ratio_q75"]]
-        self.costs.show(draw(lambda ax: _paint_costs(ax, costs, spread), width, 0.9 + 0.34 * len(costs)))
-
-
-def _checkbox(value: bool, name: str) -> widgets.Checkbox:
-    box = widgets.Checkbox(value, description=name, indent=False, style={"background": "#EEEEEE"})
-    box.layout = widgets.Layout(width="auto", min_width="0", margin="0")
-    return box
+        self.costs.draw(lambda ax: _paint_costs(ax, costs, spread), width, 0.9 + 0.34 * len(costs))
 
 
 def _paint_costs(ax: Axes, ratios: pd.Series, spread: pd.Series | None) -> None:
     """Bars of what separate networks cost, where the merged one costs 1; `spread` are the quartiles of the last."""
     names = list(ratios.index)[::-1]
-    colours = [BLUE if "measured" in name else PALE_BLUE for name in names]
+    colours = [style.BLUE if "measured" in name else style.PALE_BLUE for name in names]
     ax.barh(names, ratios[names], color=colours, height=0.65)
-    ax.axvline(1.0, color="#333333", linewidth=1.2)
+    ax.axvline(1.0, color=style.DARK, linewidth=1.2)
+    quartiles = "" if spread is None else " (quartiles {:.2f} to {:.2f})".format(*spread)
     for place, ratio in enumerate(ratios[names]):
-        quartiles = (
-            f" (quartiles {spread.iloc[0]:.2f} to {spread.iloc[1]:.2f})" if place == 0 and spread is not None else ""
-        )
-        ax.text(ratio + 0.02, place, f"{ratio:.2f} x{quartiles}", va="center", fontsize=9)
+        ax.text(ratio + 0.02, place, f"{ratio:.2f} x{'' if place else quartiles}", va="center", fontsize=9)
     ax.set_xlim(0, 1.4 * max(2.0, *ratios))
-    ax.set_title("separate networks one after another, in units of the merged network", fontsize=10)
-    ax.spines[["top", "right"]].set_visible(False)
+    style.finish(ax, "separate networks one after another, in units of the merged network")
 
 
-def _told(measured: pd.DataFrame) -> str:
+def _in_words(measured: pd.DataFrame) -> str:
     row, merged = measured.loc[_SEPARATE], measured.loc[_MERGED]
     return (
         f"merged {merged['median_ms']:.2f} ms, separate {row['median_ms']:.2f} ms, {row['ratio']:.2f} x "
@@ -252,8 +219,12 @@ def _told(measured: pd.DataFrame) -> str:
     )
 
 
-def _check_names(tasks: Mapping[str, object]) -> None:
+def _check_tasks(tasks: Mapping[str, object]) -> None:
     if not tasks:
         raise ValueError("tasks is empty; give at least 1 task")
+    for name, task in tasks.items():
+        Text().check("a task's name", name)
+        if not isinstance(task, TunedTask):
+            _BLOCKS.check(f"tasks[{name!r}]", task)
     if ORIGINAL in tasks:
         raise ValueError('a task is named "original", which is the pretrained output; rename it')

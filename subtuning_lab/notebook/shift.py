@@ -11,14 +11,15 @@ from matplotlib.axes import Axes
 
 from subtuning_lab.data.corruptions.registry import SEVERITIES, check_corruption, corrupt, corruption_names
 from subtuning_lab.data.task import Task
-from subtuning_lab.notebook.panel import Panel, Picture, draw, profile_width
-from subtuning_lab.plots.profiles import plot_profile, share_limits
+from subtuning_lab.notebook.panel import Panel, Picture, described
+from subtuning_lab.plots import style
+from subtuning_lab.plots.profiles import plot_profile, profile_width, share_limits
+from subtuning_lab.plots.shift import check_profiles
 from subtuning_lab.search.profiles import Profile
+from subtuning_lab.utils.validation import Is, Whole, checked
 
-_EXAMPLES = 10
 
-
-def browse_shifts(task: Task, profiles: Mapping[str, Profile], n_examples: int = _EXAMPLES) -> ShiftPanel:
+class ShiftPanel(Panel):
     """Choose a corruption and its severity, and see example images, and beside them the profile where one is finished.
 
     Nothing is trained: images are corrupted on the spot, profiles are those given.
@@ -29,39 +30,27 @@ def browse_shifts(task: Task, profiles: Mapping[str, Profile], n_examples: int =
         n_examples: images in a row.
 
     Raises:
-        TypeError: something that is no `Task`, or no `Profile`.
         ValueError: no profile under a single corruption.
     """
-    return ShiftPanel(task, profiles, n_examples)
 
-
-class ShiftPanel(Panel):
-    """See `browse_shifts`."""
-
-    def __init__(self, task: Task, profiles: Mapping[str, Profile], n_examples: int):
-        if not isinstance(task, Task):
-            raise TypeError(f"task is a {type(task).__name__}; it must be a Task")
-        self.profiles = {shift: own for shift, own in profiles.items() if _is_single(shift)}
+    @checked(task=Is(Task), profiles=Is(Mapping), n_examples=Whole(1))
+    def __init__(self, task: Task, profiles: Mapping[str, Profile], n_examples: int = 10):
+        check_profiles(profiles)
+        self.profiles = {shift: profile for shift, profile in profiles.items() if _is_single(shift)}
         if not self.profiles:
-            names = ", ".join(profiles) or "none"
-            raise ValueError(f"no profile is under a corruption, written name@severity; there are {names}")
-        for shift, own in self.profiles.items():
-            if not isinstance(own, Profile):
-                raise TypeError(f"the profile under {shift} is a {type(own).__name__}; it must be a Profile")
+            names = ", ".join(profiles)
+            raise ValueError(f"profiles has none under a corruption, written name@severity; there are {names}")
         self.images = _examples(task, n_examples)
         name, severity = next(iter(self.profiles)).split("@")
-        wide = {"style": {"description_width": "80px"}, "layout": widgets.Layout(width="320px")}
-        self.corruption_choice = widgets.Dropdown(
-            options=list(corruption_names()), value=name, description="corruption", **wide
-        )
-        self.severity_choice = widgets.SelectionSlider(
-            options=list(SEVERITIES), value=int(severity), description="severity", **wide
-        )
+        wide = described(320, 80)
+        names = {"options": list(corruption_names()), "value": name, "description": "corruption"}
+        steps = {"options": list(SEVERITIES), "value": int(severity), "description": "severity"}
+        self.corruption_choice = widgets.Dropdown(**names, **wide)
+        self.severity_choice = widgets.SelectionSlider(**steps, **wide)
         self.examples, self.figure = Picture(), Picture()
-        super().__init__(widgets.HBox([self.corruption_choice, self.severity_choice]), self.examples, self.figure)
-        for choice in (self.corruption_choice, self.severity_choice):
-            choice.observe(self.shows_errors(self._redraw), "value")
-        self._redraw()
+        choices = [self.corruption_choice, self.severity_choice]
+        super().__init__(widgets.HBox(choices), self.examples, self.figure)
+        self.follow(*choices)
 
     @property
     def shift(self) -> str:
@@ -84,14 +73,13 @@ class ShiftPanel(Panel):
             return f"{self.shift}: no profile was made; there are {', '.join(self.profiles)}"
         table = self.profile.table.set_index("label")
         best = " + ".join(self.profile.best())
-        spread = "" if np.isnan(table.at[best, "std"]) else f" ± {table.at[best, 'std']:.1%}"
-        return f"{self.shift}: best single block {best}, {table.at[best, 'accuracy']:.1%}{spread}"
+        return f"{self.shift}: best single block {best}, {style.percent(*table.loc[best, ['accuracy', 'std']])}"
 
-    def _redraw(self, change: object = None) -> None:
+    def _redraw(self) -> None:
         self.say("" if self.profile else self.facts)
-        self.examples.show(draw(self._paint_examples, 8.6, 2.3))
-        bars = max(len(own.table) for own in self.profiles.values()) - 2
-        self.figure.show(draw(self._paint_profile, profile_width(bars), 4.4))
+        self.examples.draw(self._paint_examples, 8.6, 2.3)
+        bars = max(len(profile.table) for profile in self.profiles.values()) - 2
+        self.figure.draw(self._paint_profile, profile_width(bars), 4.4)
 
     def _paint_examples(self, ax: Axes) -> None:
         """Clean images above, corrupted ones below."""
@@ -105,7 +93,7 @@ class ShiftPanel(Panel):
             ax.text(0.5, 0.5, self.facts.replace("; ", ";\n"), ha="center", va="center", fontsize=10)
             ax.axis("off")
             return
-        tables = [own.table for own in self.profiles.values()]
+        tables = [profile.table for profile in self.profiles.values()]
         share_limits(plot_profile(self.profile, self.profile.best(), ax=ax), tables)
 
 
@@ -114,15 +102,16 @@ def _is_single(shift: str) -> bool:
     name, _, severity = shift.partition("@")
     try:
         check_corruption(name, int(severity) if severity.isdecimal() else severity)
-    except ValueError:
+    except (TypeError, ValueError):
         return False
     return True
 
 
 def _examples(task: Task, count: int) -> torch.Tensor:
-    """The first training image of each of `count` classes, evenly chosen, (n, 3, H, W)."""
-    classes = np.unique(np.linspace(0, task.num_classes - 1, min(count, task.num_classes)).round().astype(int))
-    first = [int((task.train.labels == label).nonzero()[0]) for label in classes.tolist()]
+    """The first training image of each of `count` classes that have one, evenly chosen, (n, 3, H, W)."""
+    classes = task.train.labels.unique()
+    places = np.unique(np.linspace(0, len(classes) - 1, min(count, len(classes))).round().astype(int))
+    first = [int((task.train.labels == label).nonzero()[0]) for label in classes[places]]
     return task.train.images[torch.tensor(first)].cpu()
 
 

@@ -1,4 +1,4 @@
-"""Panels for notebooks: choose a study, tick blocks, train what is ticked, browse finished profiles.
+"""Panels for notebooks: choose a study, browse finished profiles.
 
 Every panel shows itself as the last value of a cell. Live, its widgets answer at once; in a saved notebook or an HTML
 page its picture stands for it. Nothing is trained but by a Train button or `.train()`.
@@ -6,7 +6,7 @@ page its picture stands for it. Nothing is trained but by a Train button or `.tr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import ipywidgets as widgets
@@ -21,23 +21,24 @@ from subtuning_lab.data.load import load_task
 from subtuning_lab.data.task import Task
 from subtuning_lab.nets.chain import Chain
 from subtuning_lab.nets.registry import BUNDLED, load_backbone
-from subtuning_lab.notebook.block_panels import BlockPanel, TrainPanel
-from subtuning_lab.notebook.panel import Panel, Picture, draw, network_width, profile_width
-from subtuning_lab.plots.profiles import plot_examples, plot_network, plot_profile, share_limits
+from subtuning_lab.notebook.panel import Panel, Picture, described, slider_or_list
+from subtuning_lab.plots.profiles import (
+    network_width,
+    plot_examples,
+    plot_network,
+    plot_profile,
+    profile_width,
+    share_limits,
+)
 from subtuning_lab.search.profiles import Profile
-from subtuning_lab.study.study import Study
+from subtuning_lab.utils.validation import Is, Several, Table, Text, Whole, checked
 
 CLEAN = "none"
 _EXAMPLES_PER_CLASS = 3
+_PROFILE = Table(("label", "kind", "position", "blocks"), ("params", "accuracy", "std", "n"))
 
 
-def choose_study(
-    backbones: Sequence[str] = tuple(BUNDLED),
-    tasks: Sequence[str] = ("digits", *GENERATED),
-    *,
-    train_size: int = 200,
-    max_train_size: int = 1000,
-) -> StudyPanel:
+class StudyPanel(Panel):
     """Choose backbone, task, corruption and number of training images, and see examples and the network.
 
     The choice is in `.backbone`, `.task` and `.train_size`, plain values to build a `Study` from in a cell below.
@@ -48,65 +49,33 @@ def choose_study(
         train_size: training images at first.
         max_train_size: the slider's end.
     """
-    return StudyPanel(backbones, tasks, train_size, max_train_size)
 
-
-def tick_blocks(study: Study, blocks: Iterable[str] = ()) -> BlockPanel:
-    """Tick parts on a picture of the network, and see tuned parameters and FLOPs change; `.blocks` is the choice.
-
-    Args:
-        study: whose backbone is shown; nothing is trained.
-        blocks: names of the parts that are ticked at first.
-    """
-    return BlockPanel(study, blocks)
-
-
-def train_ticked(study: Study, profile: Profile, blocks: Iterable[str] = ()) -> TrainPanel:
-    """Tick parts, train them with a button, and see the subset land in the profile figure.
-
-    Args:
-        study: trains and records the subset.
-        profile: finished, of the same study.
-        blocks: names of the parts that are ticked at first.
-    """
-    return TrainPanel(study, profile, blocks)
-
-
-def browse_profile(profiles: Mapping[str | int, Profile | pd.DataFrame], name: str = "profile") -> ProfilePanel:
-    """Look through finished profiles; a slider where their names are numbers, else a list.
-
-    Args:
-        profiles: name -> `Profile`, or a table like `Profile.table`; all share one accuracy axis.
-        name: what the names stand for, e.g. "window".
-
-    Raises:
-        ValueError: no profiles.
-    """
-    return ProfilePanel(profiles, name)
-
-
-class StudyPanel(Panel):
-    """See `choose_study`."""
-
-    def __init__(self, backbones: Sequence[str], tasks: Sequence[str], train_size: int, max_train_size: int):
-        wide = {"style": {"description_width": "110px"}, "layout": widgets.Layout(width="360px")}
+    @checked(
+        backbones=Several(Text()), tasks=Several(Text()), train_size=Whole(20, 10**7), max_train_size=Whole(20, 10**7)
+    )
+    def __init__(
+        self,
+        backbones: Sequence[str] = tuple(BUNDLED),
+        tasks: Sequence[str] = ("digits", *GENERATED),
+        *,
+        train_size: int = 200,
+        max_train_size: int = 1000,
+    ):
+        if train_size > max_train_size:
+            raise ValueError(f"train_size is {train_size}; it must be at most max_train_size, {max_train_size}")
+        wide = described(360, 110)
         self.backbone_choice = widgets.Dropdown(options=list(backbones), description="backbone", **wide)
         self.task_choice = widgets.Dropdown(options=list(tasks), description="task", **wide)
-        self.corruption_choice = widgets.Dropdown(
-            options=[CLEAN, *corruption_names()], description="corruption", **wide
-        )
+        corruptions = [CLEAN, *corruption_names()]
+        self.corruption_choice = widgets.Dropdown(options=corruptions, description="corruption", **wide)
         self.severity_choice = widgets.IntSlider(3, 1, 5, description="severity", disabled=True, **wide)
-        self.size_choice = widgets.IntSlider(
-            train_size, 20, max_train_size, 20, description="training images", continuous_update=False, **wide
-        )
+        sizes = {"description": "training images", "continuous_update": False}
+        self.size_choice = widgets.IntSlider(train_size, 20, max_train_size, 20, **sizes, **wide)
         choices = [self.backbone_choice, self.task_choice, self.size_choice]
         shift = [self.corruption_choice, self.severity_choice]
         self.examples, self.network = Picture(), Picture()
-        rows = widgets.HBox([widgets.VBox(choices), widgets.VBox(shift)])
-        super().__init__(rows, self.examples, self.network)
-        for choice in (*choices, *shift):
-            choice.observe(self.shows_errors(self._redraw), "value")
-        self._redraw()
+        super().__init__(widgets.HBox([widgets.VBox(choices), widgets.VBox(shift)]), self.examples, self.network)
+        self.follow(*choices, *shift)
 
     @property
     def backbone(self) -> str:
@@ -129,30 +98,36 @@ class StudyPanel(Panel):
     def facts(self) -> str:
         return f"{self.backbone} on {self.task}, {self.train_size} training images"
 
-    def _redraw(self, change: object = None) -> None:
+    def _redraw(self) -> None:
         self.severity_choice.disabled = self.corruption_choice.value == CLEAN
-        self.say("")
         task, backbone = _load_task(self.task, self.train_size), _architecture(self.backbone)
-        self.examples.show(draw(lambda ax: _paint_task(ax, task), 9.0, 3.1))
-        counts = [sum(p.numel() for p in part.parameters()) for part in backbone.parts]
-        width = network_width(backbone.part_names)
-        self.network.show(draw(lambda ax: plot_network(backbone.part_names, (), counts, ax), width, 1.7))
+        self.examples.draw(lambda ax: _paint_task(ax, task), 9.0, 3.1)
+        names, counts = backbone.part_names, [sum(p.numel() for p in part.parameters()) for part in backbone.parts]
+        self.network.draw(lambda ax: plot_network(names, (), counts, ax), network_width(names), 1.7)
 
 
 class ProfilePanel(Panel):
-    """See `browse_profile`."""
+    """Look through finished profiles; a slider where their names are numbers, else a list.
 
-    def __init__(self, profiles: Mapping[str | int, Profile | pd.DataFrame], name: str):
+    Args:
+        profiles: name -> `Profile`, or a table like `Profile.table`; all share one accuracy axis.
+        name: what the names stand for, e.g. "window".
+
+    Raises:
+        ValueError: no profiles, or a table without blocks.
+    """
+
+    @checked(profiles=Is(Mapping), name=Text())
+    def __init__(self, profiles: Mapping[str | int, Profile | pd.DataFrame], name: str = "profile"):
         if not profiles:
             raise ValueError("profiles is empty; give at least one finished profile")
         self.profiles = {str(key): _as_profile(str(key), profile) for key, profile in profiles.items()}
+        look = {"description": name, "style": {"description_width": "initial"}}
         numbers = not any(isinstance(key, str) for key in profiles)
-        kind = widgets.SelectionSlider if numbers and len(profiles) > 1 else widgets.Dropdown
-        self.choice = kind(options=list(self.profiles), description=name, style={"description_width": "initial"})
+        self.choice = (slider_or_list if numbers else widgets.Dropdown)(options=list(self.profiles), **look)
         self.figure = Picture()
         super().__init__(self.choice, self.figure)
-        self.choice.observe(self.shows_errors(self._redraw), "value")
-        self._redraw()
+        self.follow(self.choice)
 
     @property
     def profile(self) -> Profile:
@@ -163,16 +138,19 @@ class ProfilePanel(Panel):
     def facts(self) -> str:
         return f"{self.choice.description} {self.choice.value}: best {' + '.join(self.profile.best())}"
 
-    def _redraw(self, change: object = None) -> None:
+    def _redraw(self) -> None:
         tables = [profile.table for profile in self.profiles.values()]
         width = profile_width(max(map(len, tables)) - 2)
-        self.figure.show(draw(lambda ax: share_limits(plot_profile(self.profile, ax=ax), tables), width, 4.4))
+        self.figure.draw(lambda ax: share_limits(plot_profile(self.profile, ax=ax), tables), width, 4.4)
 
 
 def _as_profile(name: str, profile: Profile | pd.DataFrame) -> Profile:
     if isinstance(profile, Profile):
         return profile
+    _PROFILE.check(f"profiles[{name!r}]", profile)
     blocks = profile.loc[profile["kind"] == "blocks", "blocks"]
+    if blocks.empty:
+        raise ValueError(f"profiles[{name!r}] has no rows of blocks")
     return Profile(profile, profile.iloc[:0], int(blocks.map(len).max()), name)
 
 

@@ -45,7 +45,7 @@ PANELS = """
 import numpy as np
 from torch import nn
 import subtuning_lab as lab
-from subtuning_lab.notebook import study_panels as controls
+import subtuning_lab.notebook as controls
 blocks = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for _ in range(4)]
 tail = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 chain = lab.Chain(nn.Conv2d(3, 8, 3, padding=1), blocks, tail, 8, name="tiny", input_size=(3, 8, 8))
@@ -55,13 +55,13 @@ study = lab.Study(chain, task, lab.Recipe(epochs=1, batch_size=8), folds=2, prog
 patient = lab.Study(chain, task, lab.Recipe(epochs=100_000), folds=2, progress=False)
 profile = lab.finetuning_profile(study)
 ---
-controls.browse_profile({1: profile, 2: lab.finetuning_profile(study, 2)}, "window")
+controls.ProfilePanel({1: profile, 2: lab.finetuning_profile(study, 2)}, "window")
 ---
-controls.train_ticked(study, profile, ["block1"])
+controls.TrainPanel(study, profile, ["block1"])
 ---
-controls.train_ticked(patient, profile, ["block4"])
+controls.TrainPanel(patient, profile, ["block4"])
 ---
-controls.choose_study(["lab-resnet", "lab-vit"], ["digits", "position"], train_size=40)
+controls.StudyPanel(["lab-resnet", "lab-vit"], ["digits", "position"], train_size=40)
 """
 
 

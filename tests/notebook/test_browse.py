@@ -1,118 +1,97 @@
-"""The epsilon slider, in process: moved as a reader would move it, and compared with searches that are run anew."""
+"""Panels over finished results: moved as a reader would move them, compared with searches run anew and with tables."""
 
-from __future__ import annotations
-
-import base64
-import io
-import math
-
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
-from subtuning_lab.notebook import browse as search_panels
-from subtuning_lab.notebook import panel as panels
-from subtuning_lab.search.greedy import greedy_subtuning
-
-ACCURACY = {"": 0.5, "a": 0.6, "b": 0.7, "c": 0.62, "ab": 0.74, "ac": 0.8, "bc": 0.71, "abc": 0.75}
+from subtuning_lab.notebook import AlphaPanel, SizePanel, TracePanel
+from tests.notebook import ALPHAS, CURVES, SIZES, alpha_table, search, size_table
+from tests.plots import ticks
 
 
-class Lookup:
-    """Scores subsets of three blocks by a table, on two folds."""
-
-    title = "a table"
-    block_names = part_names = ("a", "b", "c")
-
-    def scores(self, subsets):
-        rows = [
-            (tuple(blocks), fold, 0, ACCURACY["".join(blocks)] + sign * 0.02, len(blocks))
-            for blocks in subsets
-            for fold, sign in enumerate((-1, 1))
-        ]
-        return pd.DataFrame(rows, columns=["blocks", "fold", "seed", "accuracy", "params"])
-
-    def count_parameters(self, blocks):
-        return len(blocks)
-
-
-@pytest.fixture(autouse=True)
-def small_pictures_without_pyplot(monkeypatch):
-    monkeypatch.setattr(panels, "_DPI", 50)
-    monkeypatch.setattr(plt, "figure", None)
-
-
-@pytest.fixture(scope="module")
-def forward():
-    return greedy_subtuning(Lookup(), epsilon=-math.inf)
-
-
-@pytest.fixture(scope="module")
-def backward():
-    return greedy_subtuning(Lookup(), epsilon=math.inf, direction="backward")
-
-
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_every_position_equals_a_search_of_its_own(direction, forward, backward):
-    panel = search_panels.replay_trace(forward if direction == "forward" else backward)
-    seen = set()
+@pytest.mark.parametrize(("direction", "start"), [("forward", -np.inf), ("backward", np.inf)])
+def test_every_epsilon_equals_a_search_run_anew(direction, start):
+    panel, seen = TracePanel(search(start, direction)), set()
     for epsilon in (0.0, 0.01, 0.035, 0.05, 0.195, panel.choice.max):
         panel.choice.value = epsilon
-        anew = greedy_subtuning(Lookup(), epsilon=panel.choice.value, direction=direction)
+        anew = search(panel.choice.value, direction)
         assert panel.blocks == anew.blocks and panel.replayed.accuracy == anew.accuracy
         assert (" + ".join(anew.blocks) or "linear probing") in panel.facts and f"{anew.accuracy:.1%}" in panel.facts
         seen.add(panel.blocks)
     assert seen == ({("a", "b", "c"), ("a", "b"), ("b",), ()} if direction == "forward" else {("a", "c"), ()})
+    assert panel.blocks == ()  # the slider reaches the end of the path
 
 
-def test_slider_reaches_the_end_of_the_path(forward, backward):
-    for found, end in ((forward, ()), (backward, ())):
-        panel = search_panels.replay_trace(found)
-        panel.choice.value = panel.choice.max
-        assert panel.blocks == end
-
-
-def test_pictures_change_with_the_path(forward):
-    panel = search_panels.replay_trace(forward)
-    assert panel.blocks == ("a", "b", "c")
-    figure, network = panel.figure.value, panel.network.value
-    panel.choice.value = 0.03
-    assert panel.blocks == ("a", "b")
-    assert panel.figure.value != figure and panel.network.value != network
-    panel.choice.value = 0.0
-    assert panel.figure.value == figure and panel.network.value == network
-
-
-def test_display_has_widgets_and_a_picture(forward):
-    panel = search_panels.replay_trace(forward, epsilon=0.02)
-    data, _ = panel._repr_mimebundle_()
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB"))
-    assert picture.std() > 10 and data["text/plain"] == panel.facts
-    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == panel.box.model_id
-    assert "epsilon 2.0%: a + b, 74.0% ± 2.8%, n = 2" in panel.facts
-
-
-def test_says_where_the_trace_ends():
-    found = greedy_subtuning(Lookup(), epsilon=0.03)  # stops after the third round is tried
-    assert "not known" not in search_panels.replay_trace(found, epsilon=0.03).facts
-    stopped = greedy_subtuning(Lookup(), epsilon=0.05)
-    panel = search_panels.replay_trace(stopped, epsilon=0.05)
+def test_a_trace_tells_its_spread_and_where_it_ends():
+    assert "epsilon 2.0%: a + b, 74.0% ± 2.8%, n = 2" in TracePanel(search(), epsilon=0.02).facts
+    assert "not known" not in TracePanel(search(0.03), epsilon=0.03).facts  # stopped after the third round was tried
+    panel = TracePanel(search(0.05), epsilon=0.05)
     assert panel.blocks == ("b",) and "not known" not in panel.facts
     panel.choice.value = 0.0
     assert panel.blocks == ("a", "b") and "not known" in panel.facts
 
 
-def test_a_later_start_widens_the_slider(forward):
-    panel = search_panels.replay_trace(forward, epsilon=0.4)
+def test_a_later_start_widens_the_slider():
+    panel = TracePanel(search(), epsilon=0.4)
     assert panel.choice.value == pytest.approx(0.4) and panel.blocks == ()
 
 
-def test_what_cannot_be_replayed_is_refused(forward):
-    both = greedy_subtuning(Lookup(), direction="both")
+def test_what_cannot_be_replayed_is_refused():
     with pytest.raises(ValueError, match="both directions"):
-        search_panels.replay_trace(both)
-    with pytest.raises(TypeError, match="DataFrame"):
-        search_panels.replay_trace(forward.trace)
-    with pytest.raises(ValueError, match="at least 0"):
-        search_panels.replay_trace(forward, epsilon=-0.1)
+        TracePanel(search(0.0, "both"))
+    with pytest.raises(ValueError, match="epsilon is -0.1"):
+        TracePanel(search(), epsilon=-0.1)
+
+
+def test_every_size_shows_its_methods_the_best_first():
+    panel = SizePanel(size_table().sample(frac=1, random_state=0))
+    for i, size in enumerate(SIZES):
+        panel.choice.value = size
+        best_first = sorted(CURVES, key=lambda name: -CURVES[name][i])
+        assert panel.rows["method"].tolist() == best_first and set(panel.rows["train_size"]) == {size}
+        assert panel.facts.startswith(f"{size} training images: {best_first[0]} {CURVES[best_first[0]][i]:.1%} ± 2.0%")
+
+
+def test_bars_of_all_sizes_share_one_axis():
+    panel, seen = SizePanel(size_table()), set()
+    for size in SIZES:
+        panel.choice.value = size
+        ax = matplotlib.figure.Figure().subplots()
+        panel._paint_bars(ax)
+        widths = dict(zip(ticks(ax.yaxis), (bar.get_width() for bar in ax.patches), strict=True))
+        assert widths == {name: curve[SIZES.index(size)] for name, curve in CURVES.items()}
+        seen.add(ax.get_xlim())
+    ((low, high),) = seen
+    assert low < 0.38 and high > 0.92
+
+
+def test_one_size_and_no_spread_can_be_shown():
+    table = size_table()
+    panel = SizePanel(table[table["train_size"] == 50].assign(std=np.nan, n=1))
+    assert panel.choice.value == 50 and "greedy 70.0%, n = 1" in panel.facts and "±" not in panel.facts
+
+
+def test_every_alpha_tells_both_kinds_of_images():
+    panel = AlphaPanel(alpha_table().sample(frac=1, random_state=0))
+    assert panel.choice.value == 1.0
+    for alpha in (0.5, 0.0):
+        panel.choice.value = alpha
+        task, clean = (f"{ALPHAS[images][alpha]:.1%} ± 2.0%, n = 3" for images in ("target", "clean"))
+        assert panel.facts == f"alpha {alpha:g}: the task {task}; clean images {clean}"
+        assert panel.facts in panel.status.value
+
+
+@pytest.mark.parametrize(
+    ("kind", "table", "message"),
+    [
+        (SizePanel, pd.concat([size_table(), size_table()[:1]]), "linear probing is there twice for 20"),
+        (AlphaPanel, alpha_table()[:3], "no rows of clean"),
+        (AlphaPanel, alpha_table().query("alpha == 1"), "fewer than two"),
+        (AlphaPanel, alpha_table().assign(alpha=lambda t: t["alpha"] / 2), "alpha is 1.0; the table has 0, 0.25, 0.5"),
+        (AlphaPanel, pd.concat([alpha_table()] * 2), "an alpha twice"),
+    ],
+)
+def test_tables_that_a_slider_cannot_walk_are_named(kind, table, message):
+    with pytest.raises(ValueError, match=message):
+        kind(table)

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import io
-
-import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import subtuning_lab as lab
+from subtuning_lab.notebook import MergePanel, untrained_task
 from subtuning_lab.notebook import merge as merge_panels
-from subtuning_lab.notebook import panel as panels
-from subtuning_lab.notebook.merge import plan_merge, untrained_task
 from tests.helpers import tiny_chain
-
-TASKS = {"a": ["block2"], "b": ["block1", "block3"]}
-
-
-@pytest.fixture(autouse=True)
-def nothing_leaks(monkeypatch):
-    """Panels never ask pyplot for a figure; small pictures."""
-    monkeypatch.setattr(panels, "_DPI", 50)
-    monkeypatch.setattr(plt, "figure", None)
-    before = plt.get_fignums()
-    yield
-    assert plt.get_fignums() == before
+from tests.notebook import MERGED
 
 
 @pytest.fixture
@@ -38,14 +20,16 @@ def never_measured(monkeypatch):
     monkeypatch.setattr(merge_panels, "compare_latency", refuse)
 
 
-def plan(tasks=TASKS, **options):
-    return plan_merge(tiny_chain(), tasks, **{"image_size": 8, "runs": 3} | options)
+def plan(tasks=MERGED, **options):
+    return MergePanel(tiny_chain(), tasks, **{"image_size": 8, "runs": 3} | options)
 
 
 def test_starts_with_the_given_blocks(never_measured):
     panel = plan()
     assert panel.blocks == {"a": ("block2",), "b": ("block1", "block3")}
-    merged = lab.merge_tasks(panel.backbone, {name: untrained_task(panel.backbone, own) for name, own in TASKS.items()})
+    merged = lab.merge_tasks(
+        panel.backbone, {name: untrained_task(panel.backbone, blocks) for name, blocks in MERGED.items()}
+    )
     assert panel.schedule.table().equals(merged.rows_table())
     assert "at most 3 rows" in panel.facts and panel.measured is None
 
@@ -103,25 +87,17 @@ def test_merged_and_separate_do_the_same_work(monkeypatch):
     images = torch.rand(2, 3, 8, 8)
     merged, separate = nets["merged"](images), nets["separate"](images)
     assert set(merged) == set(separate) == {"a", "b", "original"}
-    for name in TASKS:
+    for name in MERGED:
         torch.testing.assert_close(merged[name], separate[name])
 
 
 def test_own_weights_are_measured_until_the_ticks_change():
     chain = tiny_chain()
     own = untrained_task(chain, ["block2"], classes=3, seed=7)
-    panel = plan_merge(chain, {"a": own}, image_size=8, runs=1)
+    panel = MergePanel(chain, {"a": own}, image_size=8, runs=1)
     assert panel._task("a", 0) is own
     panel.boxes["a"]["block3"].value = True
     assert panel._task("a", 0).blocks == {"block2", "block3"}
-
-
-def test_display_has_widgets_and_a_picture(never_measured):
-    panel = plan()
-    data, _ = panel._repr_mimebundle_()
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB"))
-    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == panel.box.model_id
-    assert data["text/plain"] == panel.facts and picture.std() > 10
 
 
 def test_untrained_weights_are_a_tasks_own():
@@ -143,19 +119,10 @@ def test_untrained_weights_are_a_tasks_own():
         ({}, {}, "tasks is empty"),
         ({"original": ["block1"]}, {}, "rename it"),
         ({"a": ["block9"]}, {}, "block9.*block1, block2"),
-        ({"a": ["block1"]}, {"runs": 0}, "runs must be at least 1, got 0"),
-        ({"a": ["block1"]}, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"a": "block1"}, {}, "block1"),
+        ({3: ["block1"]}, {}, "a task's name is 3"),
     ],
 )
-def test_bad_input_is_refused(tasks, options, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_tasks_are_refused(tasks, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
         plan(tasks, **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"classes": 0}, "classes must be at least 1, got 0"), ({"seed": -1}, "seed must be at least 0, got -1")],
-)
-def test_bad_numbers_for_untrained_tasks_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        untrained_task(tiny_chain(), ["block1"], **options)
