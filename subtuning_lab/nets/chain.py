@@ -7,19 +7,42 @@ the generalization bound.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.batchnorm import _NormBase
 
 from subtuning_lab.utils.hashing import fingerprint_of
+from subtuning_lab.utils.validation import Blocks, Is, OneOf, Real, Rule, Several, Text, Whole, checked, shown
 
 BatchNormMode = Literal["batch", "frozen"]
 BN_MODES: tuple[str, ...] = ("batch", "frozen")
+# Attributes that rates of dropout have in modules of torch, torchvision, timm and transformers; those of the second
+# line in modules that are dropout.
+_RATES = """
+    drop drop_prob drop_rate drop_path drop_path_rate dropout dropout_p dropout_prob dropout_rate attn_drop attn_dropout
+    attention_dropout proj_drop hidden_dropout activation_dropout layerdrop
+"""
+_DROP_RATES = " p prob"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class _Part(Rule):
+    """A module, which has weights to tune and a mode to train in."""
+
+    allowed = "a torch.nn.Module; put a function into the forward of one"
+
+    def error_of(self, value: object) -> type[Exception] | None:
+        return None if isinstance(value, nn.Module) else TypeError
+
+    def wrong(self) -> Iterator[object]:
+        yield from (None, torch.relu, "layer", [])
 
 
 class Chain(nn.Module):
@@ -29,7 +52,7 @@ class Chain(nn.Module):
 
     Args:
         stem: maps normalized images (batch, 3, height, width) to the first block's input.
-        blocks: the L blocks in order; a mapping gives them names, a sequence names them "block1", "block2", ...
+        blocks: the L blocks in order; a mapping gives them names, a list names them "block1", "block2", ...
             Every activation must be one tensor whose first axis is the batch.
         tail: maps the last block's output to features (batch, num_features).
         num_features: width of the features.
@@ -39,15 +62,26 @@ class Chain(nn.Module):
         source_head: the pretrained readout on the features, kept beside the chain; no part of it.
 
     Raises:
-        ValueError: no blocks, reserved block names, num_features below 1, or parameters that two parts share.
+        TypeError: parts that are no modules.
+        ValueError: no blocks, reserved block names, numbers out of range, or parameters that two parts share.
 
     Source: PAPER "SubTuning", where a residual block or a transformer layer is the unit of choice.
     """
 
+    @checked(
+        stem=_Part(),
+        tail=_Part(),
+        num_features=Whole(1),
+        mean=Several(Real(), least=3, most=3),
+        std=Several(Real(0, above=True), least=3, most=3),
+        input_size=Several(Whole(1), least=3, most=3),
+        name=Text(),
+        source_head=Is(nn.Linear, none=True),
+    )
     def __init__(
         self,
         stem: nn.Module,
-        blocks: Mapping[str, nn.Module] | Sequence[nn.Module],
+        blocks: Mapping[str, nn.Module] | Iterable[nn.Module],
         tail: nn.Module,
         num_features: int,
         *,
@@ -58,14 +92,12 @@ class Chain(nn.Module):
         source_head: nn.Linear | None = None,
     ):
         super().__init__()
-        if not isinstance(blocks, Mapping):
-            blocks = {f"block{i}": block for i, block in enumerate(blocks, start=1)}
-        _check_block_names(blocks)
-        if num_features < 1:
-            raise ValueError(f"num_features is {num_features}; a chain has at least 1 feature")
-        self.stem, self.blocks, self.tail = stem, nn.ModuleList(blocks.values()), tail
-        self.block_names = tuple(blocks)
-        self.num_features, self.input_size, self.name = num_features, tuple(input_size), name
+        if input_size[0] != 3:
+            raise ValueError(f"input_size is {tuple(input_size)}; it must be (3, height, width), for RGB images")
+        named = _named_blocks(blocks)
+        self.stem, self.blocks, self.tail = stem, nn.ModuleList(named.values()), tail
+        self.block_names = tuple(named)
+        self.num_features, self.input_size, self.name = int(num_features), tuple(map(int, input_size)), name
         self.source_head = source_head
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)  # (3, 1, 1)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -116,14 +148,15 @@ class Chain(nn.Module):
         return self
 
     def _declare_modes(self) -> None:
-        """Puts every frozen part, and every frozen BatchNorm, back into eval mode."""
+        """Puts every frozen part, and every norm whose statistics are frozen, back into eval mode."""
         for name, part in zip(self.part_names, self.parts, strict=True):
-            tuned = name in self._trainable
-            for module in part.modules():
-                if module.training and (not tuned or (self._bn == "frozen" and isinstance(module, _BatchNorm))):
-                    module.training = False
+            if name not in self._trainable:
+                part.eval()
+            elif self._bn == "frozen":
+                freeze_statistics(part)
 
 
+@checked(backbone=Is(Chain), blocks=Blocks(), bn=OneOf(BN_MODES))
 def set_trainable(backbone: Chain, blocks: Iterable[str] | Literal["all"], bn: BatchNormMode = "batch") -> Chain:
     """Declares the WHOLE trainable state of the backbone, in place: `blocks` are trained, all else is frozen.
 
@@ -131,7 +164,7 @@ def set_trainable(backbone: Chain, blocks: Iterable[str] | Literal["all"], bn: B
         blocks: names out of `backbone.part_names` ("stem" and "tail" count); [] is linear probing; "all" is full
             finetuning, stem and tail included. `backbone.block_names` is every block WITHOUT stem and tail.
         bn: "batch" lets the BatchNorm of tuned blocks use and update batch statistics in train mode; "frozen" keeps
-            their pretrained statistics (their weight and bias are trained all the same).
+            their pretrained statistics (their weight and bias are trained all the same), and those of other norms.
 
     Returns:
         The same backbone.
@@ -139,7 +172,7 @@ def set_trainable(backbone: Chain, blocks: Iterable[str] | Literal["all"], bn: B
     Raises:
         ValueError: an unknown name or BatchNorm mode; the message lists the allowed ones.
     """
-    backbone._trainable, backbone._bn = subset_of(backbone, blocks), check_bn(bn)
+    backbone._trainable, backbone._bn = subset_of(backbone, blocks), bn
     for name, part in zip(backbone.part_names, backbone.parts, strict=True):
         part.requires_grad_(name in backbone._trainable)
         if name not in backbone._trainable:
@@ -151,11 +184,8 @@ def set_trainable(backbone: Chain, blocks: Iterable[str] | Literal["all"], bn: B
 
 def subset_of(backbone: Chain, blocks: Iterable[str] | Literal["all"]) -> frozenset[str]:
     """The subset as a frozenset of part names; "all" is every part. Raises as `set_trainable` does."""
-    if blocks == "all":
-        return frozenset(backbone.part_names)
-    if isinstance(blocks, str):
-        raise TypeError(f'blocks is the string "{blocks}"; give a list of names, e.g. ["{blocks}"], or "all"')
-    subset = frozenset(blocks)
+    Blocks().check("blocks", blocks)
+    subset = frozenset(backbone.part_names if blocks == "all" else blocks)
     unknown = sorted(str(name) for name in subset - set(backbone.part_names))
     if unknown:
         raise ValueError(f"{backbone.name} has no block {', '.join(unknown)}; it has {', '.join(backbone.part_names)}")
@@ -168,6 +198,7 @@ def in_order(backbone: Chain, blocks: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in backbone.part_names if name in subset)
 
 
+@checked(backbone=Is(Chain), blocks=Blocks())
 def count_parameters(backbone: Chain, blocks: Iterable[str] | Literal["all"]) -> int:
     """Parameters of a subset, the new readout not counted."""
     return sum(p.numel() for name in subset_of(backbone, blocks) for p in backbone.part(name).parameters())
@@ -221,20 +252,76 @@ def without_dropout(backbone: Chain) -> Chain:
     """A frozen copy whose dropout and stochastic depth are off; they would draw from chance that candidates share."""
     still = set_trainable(copy.deepcopy(backbone), [])
     for module in still.modules():
-        if isinstance(module, _DropoutNd):
-            module.p = 0.0
-        elif hasattr(module, "drop_prob"):  # timm's DropPath and DropBlock
-            module.drop_prob = 0.0
-        if isinstance(getattr(module, "drop_rate", None), float):  # timm's heads call the function with it
-            module.drop_rate = 0.0
+        kind = type(module).__name__.lower()
+        for name in (_RATES + _DROP_RATES * ("drop" in kind or "stochastic" in kind)).split():
+            if isinstance(vars(module).get(name), float):
+                setattr(module, name, 0.0)
+        for name, child in module.named_children():
+            if isinstance(child, nn.RReLU):  # draws slopes in train mode; this is what it does in eval mode
+                setattr(module, name, nn.LeakyReLU((child.lower + child.upper) / 2))
     return still
 
 
-def check_bn(bn: str) -> BatchNormMode:
-    """The BatchNorm mode itself, or a ValueError that lists the modes."""
-    if bn not in BN_MODES:
-        raise ValueError(f"bn is {bn!r}; it must be one of {', '.join(BN_MODES)}")
-    return bn
+def check_still(backbone: Chain, example: torch.Tensor) -> None:
+    """Raises ValueError for parts that draw from chance in train mode, found by running each twice.
+
+    Args:
+        backbone: of `without_dropout`; as it stands afterwards.
+        example: two or more normalized images (batch, 3, height, width).
+    """
+    device, drawing = example.device, []
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for name, part in zip(backbone.part_names, backbone.parts, strict=True):
+            twin = copy.deepcopy(part).train()
+            buffers, chance, outputs = [buffer.clone() for buffer in twin.buffers()], _chance(device), []
+            for _ in range(2):
+                for buffer, value in zip(twin.buffers(), buffers, strict=True):
+                    buffer.copy_(value)
+                outputs.append(twin(example.clone()))
+            apart = (outputs[1] - outputs[0]).abs().amax() > 1e-2 * outputs[0].abs().amax()
+            if apart or chance != _chance(device):
+                drawing.append(name)
+            example = copy.deepcopy(part).eval()(example)
+    if drawing:
+        raise ValueError(
+            f"{', '.join(drawing)} of {backbone.name} draws random numbers in train mode, e.g. for a kind of dropout "
+            "that is not known here; candidates that share a pass would share them: set its rate to 0"
+        )
+
+
+def _chance(device: torch.device) -> tuple[object, ...]:
+    """Where the generators stand that a module might draw from."""
+    own = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
+    of_numpy = [np.asarray(value).tobytes() for value in np.random.get_state()]
+    return own, torch.get_rng_state().numpy().tobytes(), random.getstate(), of_numpy
+
+
+def keeps_statistics(module: nn.Module) -> bool:
+    """Whether it is a norm that gathers running statistics in train mode: BatchNorm, InstanceNorm and their like."""
+    return isinstance(module, _NormBase) or any(name.startswith("running_") for name in module._buffers)
+
+
+def freeze_statistics(module: nn.Module) -> None:
+    """Puts all norms with running statistics into eval mode, in place."""
+    for norm in filter(keeps_statistics, module.modules()):
+        norm.eval()
+
+
+def check_tensors(backbone: Chain) -> None:
+    """Raises ValueError for weights and buffers of another precision or device than the chain's, or not finite."""
+    for name, part in zip(backbone.part_names, backbone.parts, strict=True):
+        for key, tensor in part.state_dict(keep_vars=True).items():
+            if not tensor.is_floating_point():
+                continue
+            for trait in ("dtype", "device"):
+                given, wanted = getattr(tensor, trait), getattr(backbone.mean, trait)
+                if given != wanted:
+                    raise ValueError(
+                        f"{key} of {name} is {given}, the normalization of {backbone.name} is {wanted}; "
+                        "convert the chain as a whole, e.g. chain.float() or chain.to(device)"
+                    )
+            if not tensor.isfinite().all():
+                raise ValueError(f"{key} of {name} of {backbone.name} holds numbers that are not finite")
 
 
 def _position(backbone: Chain, name: str) -> int:
@@ -242,15 +329,23 @@ def _position(backbone: Chain, name: str) -> int:
     return backbone.part_names.index(name)
 
 
-def _check_block_names(blocks: Mapping[str, nn.Module]) -> None:
-    if not blocks:
+def _named_blocks(blocks: Mapping[str, nn.Module] | Iterable[nn.Module]) -> dict[str, nn.Module]:
+    """Blocks by name. Raises for names that mean something else, and for what is no module."""
+    if isinstance(blocks, Mapping | nn.ModuleDict):
+        named = dict(blocks.items())
+    elif isinstance(blocks, Iterable) and not isinstance(blocks, str):
+        named = {f"block{i}": block for i, block in enumerate(blocks, start=1)}
+    else:
+        raise TypeError(f"blocks is {shown(blocks)}; it must be a list of modules, or modules by name")
+    if not named:
         raise ValueError("blocks is empty; a chain has at least 1 block")
-    reserved = {"stem", "tail", "all", "head"} & set(blocks)
-    if reserved:
-        raise ValueError(f"block name {', '.join(sorted(reserved))} is reserved for the chain's own parts")
-    wrong = [name for name in blocks if not isinstance(name, str) or not name or "|" in name]
-    if wrong:
-        raise ValueError(f"block name {wrong[0]!r} must be a string, not empty, without |")
+    for name, block in named.items():
+        if not isinstance(name, str) or not name or "|" in name:
+            raise ValueError(f"block name {name!r} must be a string, not empty, without |")
+        if name in ("stem", "tail", "all", "head"):
+            raise ValueError(f"block name {name} is reserved for the chain's own parts")
+        _Part().check(name, block)
+    return named
 
 
 def _check_parameters(backbone: Chain) -> None:

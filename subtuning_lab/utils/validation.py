@@ -196,7 +196,7 @@ class Several(Rule):
 
     Args:
         each: rule of every value.
-        least: fewest values.
+        least, most: fewest and most values.
         unique: whether no value may come twice.
     """
 
@@ -204,25 +204,35 @@ class Several(Rule):
     least: int = 1
     unique: bool = False
     none: bool = False
+    most: int | None = None
 
     @property
     def allowed(self) -> str:
         """What the values may be in words."""
-        count = "any number of values" if self.least == 0 else f"at least {self.least} value{'s' * (self.least > 1)}"
-        return f"a list of {count}, {'none twice, ' if self.unique else ''}each {self.each.allowed}"
+        count = f"at least {self.least}" if self.least else "any number of"
+        if self.most is not None:
+            count = f"{self.least} to {self.most}" if self.least < self.most else f"{self.most}"
+        values = "value" if count in ("1", "at least 1") else "values"
+        return f"a list of {count} {values}, {'none twice, ' if self.unique else ''}each {self.each.allowed}"
 
     def check(self, name: str, value: object) -> None:
+        if value is not None and self._list_error(value) is None:
+            for i, item in enumerate(value):
+                self.each.check(f"{name}[{i}]", item)
         super().check(name, value)
-        for i, item in enumerate(value if value is not None else ()):
-            self.each.check(f"{name}[{i}]", item)
 
     def error_of(self, value: object) -> type[Exception] | None:
+        error = self._list_error(value)
+        items = () if error else (item for item in value if not (item is None and self.each.none))
+        return error or next(filter(None, map(self.each.error_of, items)), None)
+
+    def _list_error(self, value: object) -> type[Exception] | None:
         listed = isinstance(value, Collection) or hasattr(value, "__array__")
         if isinstance(value, str | bytes | Mapping) or not listed:
             return TypeError
         if self.unique and len({*map(repr, value)}) < len(value):
             return ValueError
-        return None if len(value) >= self.least else ValueError
+        return None if self.least <= len(value) <= (self.most or len(value)) else ValueError
 
     def wrong(self) -> Iterator[object]:
         yield from super().wrong()

@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,15 @@ from torch import nn
 
 from subtuning_lab.engine.fit import fit_together
 from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.nets.chain import Chain, count_parameters, in_order, set_trainable
+from subtuning_lab.nets.chain import (
+    Chain,
+    check_still,
+    check_tensors,
+    count_parameters,
+    in_order,
+    set_trainable,
+    without_dropout,
+)
 from subtuning_lab.nets.from_timm import as_chain
 from subtuning_lab.search.profiles import finetuning_profile
 from subtuning_lab.study.study import Study
@@ -401,22 +411,179 @@ def test_a_chain_of_ones_own_works_everywhere():
 
 
 @pytest.mark.parametrize(
-    ("blocks", "message"),
+    ("changes", "error", "message"),
     [
-        ([], "blocks is empty"),
-        ({"stem": Residual(6)}, "stem is reserved"),
-        ({"all": Residual(6)}, "all is reserved"),
-        ({"head": Residual(6)}, "head is reserved"),
-        ({"a|b": Residual(6)}, r"'a\|b'"),
-        ({"": Residual(6)}, "''"),
-        ({3: Residual(6)}, "3"),
-        ([Residual(6)] * 2, "block1 and block2 share parameters"),
+        ({"blocks": []}, ValueError, "blocks is empty"),
+        ({"blocks": {"stem": Residual(6)}}, ValueError, "stem is reserved"),
+        ({"blocks": {"all": Residual(6)}}, ValueError, "all is reserved"),
+        ({"blocks": {"head": Residual(6)}}, ValueError, "head is reserved"),
+        ({"blocks": {"a|b": Residual(6)}}, ValueError, r"'a\|b'"),
+        ({"blocks": {"": Residual(6)}}, ValueError, "''"),
+        ({"blocks": {3: Residual(6)}}, ValueError, "3"),
+        ({"blocks": [Residual(6)] * 2}, ValueError, "block1 and block2 share parameters"),
+        ({"blocks": Residual(6)}, TypeError, "blocks is Residual.*list of modules, or modules by name"),
+        ({"blocks": "layer1"}, TypeError, "blocks is 'layer1'; it must be a list of modules"),
+        ({"blocks": [torch.relu]}, TypeError, "block1 is <.*relu.*; it must be a torch.nn.Module"),
+        ({"stem": lambda x: x}, TypeError, "stem is <function .*; it must be a torch.nn.Module"),
+        ({"tail": None}, TypeError, "tail is None; it must be a torch.nn.Module"),
+        ({"num_features": 0}, ValueError, "num_features is 0"),
+        ({"num_features": 6.0}, TypeError, "num_features is 6.0"),
+        ({"mean": (0.5,)}, ValueError, r"mean is \(0.5,\); it must be a list of 3 values"),
+        ({"std": (0.5, 0, 0.5)}, ValueError, r"std\[1\] is 0; it must be a finite number above 0"),
+        ({"input_size": (1, 28, 28)}, ValueError, r"input_size is \(1, 28, 28\); .*RGB"),
+        ({"input_size": 28}, TypeError, "input_size is 28"),
+        ({"name": ""}, ValueError, "name is ''"),
+        ({"source_head": nn.Conv2d(6, 3, 1)}, TypeError, "source_head is Conv2d.*Linear"),
     ],
 )
-def test_blocks_that_could_not_be_told_apart_are_refused(blocks, message):
-    with pytest.raises(ValueError, match=message):
-        Chain(nn.Conv2d(3, 6, 3), blocks, nn.Flatten(), 6)
+def test_what_makes_no_chain_is_refused(changes, error, message):
+    parts = {"stem": nn.Conv2d(3, 6, 3), "blocks": [Residual(6)], "tail": nn.Flatten(), "num_features": 6}
+    with pytest.raises(error, match=message):
+        Chain(**parts | changes)
+
+
+def test_blocks_come_in_any_container():
+    blocks = {"a": Residual(6), "b": Residual(6)}
+    ends = (nn.Conv2d(3, 6, 3), nn.Flatten(), np.int64(6))
+    for container in (blocks, nn.ModuleDict(blocks)):
+        assert Chain(ends[0], container, *ends[1:]).block_names == ("a", "b")
+    for container in ([*blocks.values()], nn.ModuleList(blocks.values()), nn.Sequential(*blocks.values())):
+        chain = Chain(ends[0], container, *ends[1:], input_size=np.array([3, 8, 8]))
+        assert chain.block_names == ("block1", "block2")
+    assert type(chain.num_features) is int and chain.input_size == (3, 8, 8)
 
 
 def test_moving_a_chain_moves_its_normalization(chain):
     assert chain.double().mean.dtype == chain(torch.zeros(2, 3, 8, 8, dtype=torch.float64)).dtype == torch.float64
+
+
+# ---------------------------------------------------------------- chance, statistics, precision
+
+
+class Noisy(nn.Module):
+    """A kind of dropout that nobody knows."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return x
+        if self.source == "torch, rarely":
+            return x * (torch.rand(()) < 0.999)
+        return x * {"python": random.random, "numpy": np.random.rand}[self.source]()
+
+
+def with_chance() -> dict[str, nn.Module]:
+    from timm.layers import DropBlock2d, DropPath, PatchDropout
+    from torchvision.models.swin_transformer import SwinTransformerBlock
+    from torchvision.ops import StochasticDepth
+
+    as_map = nn.Unflatten(2, (4, 4))
+    swin = SwinTransformerBlock(6, 2, [2, 2], [1, 1], dropout=0.5, attention_dropout=0.5, stochastic_depth_prob=0.5)
+    layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.5, batch_first=True)
+    return {
+        "Dropout": nn.Dropout(0.5),
+        "AlphaDropout": nn.AlphaDropout(0.5),
+        "Dropout2d": nn.Dropout2d(0.5),
+        "RReLU": nn.Sequential(nn.RReLU(), nn.Conv2d(6, 6, 1)),
+        "StochasticDepth": StochasticDepth(0.5, "row"),
+        "StochasticDepth, batch": StochasticDepth(0.01, "batch"),
+        "DropPath": DropPath(0.5),
+        "DropBlock": DropBlock2d(0.5),
+        "PatchDropout": nn.Sequential(
+            nn.Flatten(2), Transposed(), PatchDropout(0.5, 0), Transposed(), nn.AdaptiveAvgPool1d(16), as_map
+        ),
+        "attention": nn.Sequential(nn.Flatten(2), Transposed(), SelfAttention(), Transposed(), as_map),
+        "encoder layer": nn.Sequential(nn.Flatten(2), Transposed(), layer, Transposed(), as_map),
+        "swin of torchvision": nn.Sequential(Channels(), swin, Channels()),
+    }
+
+
+class Transposed(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(1, 2)
+
+
+class Channels(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.movedim(1, 3) if x.shape[1] == 6 else x.movedim(3, 1)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, dropout=0.5, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("kind", with_chance())
+def test_known_kinds_of_chance_are_off_in_trainings(kind):
+    """In train mode the copy computes what the network computes in eval mode."""
+    chain = with_block(with_chance()[kind])
+    images = torch.randn(4, 3, 8, 8)
+    with pytest.raises(ValueError, match="block2 of custom draws random numbers in train mode"):
+        check_still(chain, images)
+    still = without_dropout(chain)
+    check_still(still, images)
+    x = torch.randn(4, 6, 4, 4)
+    torch.testing.assert_close(still.blocks[1].train()(x), chain.blocks[1].eval()(x))
+    assert chain.fingerprint == with_block(chain.blocks[1]).fingerprint
+
+
+@pytest.mark.parametrize("source", ["torch, rarely", "python", "numpy"])
+def test_chance_that_nobody_knows_is_refused_and_left_as_it_stood(source):
+    still, images = without_dropout(with_block(Noisy(source))), torch.randn(4, 3, 8, 8)
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="block2 of custom draws random numbers"):
+        check_still(still, images)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "spectral norm"])
+def test_a_part_that_changes_as_it_runs_draws_nothing(name):
+    conv = nn.utils.parametrizations.spectral_norm(nn.Conv2d(6, 6, 1))
+    chain = NETWORKS[name] if name in NETWORKS else with_block(conv)
+    before = chain.fingerprint
+    check_still(without_dropout(chain), torch.randn(4, 3, 8, 8))
+    assert chain.fingerprint == before
+
+
+class OwnNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_scale", torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.running_scale.lerp_(x.detach().std(), 0.1)
+        return x / self.running_scale
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm2d(6), nn.InstanceNorm2d(6, track_running_stats=True), nn.SyncBatchNorm(6), OwnNorm()]
+)
+def test_frozen_statistics_stand_still_whatever_the_norm(norm):
+    chain = with_block(nn.Sequential(nn.Conv2d(6, 6, 1), norm))
+    if not isinstance(norm, nn.SyncBatchNorm):  # whose train mode is for GPUs
+        before = state(set_trainable(chain, ["block2"], "batch"))
+        chain.train()(torch.randn(4, 3, 8, 8))
+        assert changed(before, state(chain)) == {"block2"}
+    before = state(set_trainable(chain, ["block2"], "frozen"))
+    chain.train()(torch.randn(4, 3, 8, 8))
+    assert changed(before, state(chain)) == set()
+
+
+def test_tensors_that_spoil_a_training_are_named(chain):
+    check_tensors(chain)
+    for part in chain.parts:
+        part.half()
+    with pytest.raises(ValueError, match=r"0.weight of stem is torch.float16, the normalization of tiny is .*float32"):
+        check_tensors(chain)
+    check_tensors(chain.half())
+    chain.blocks[1].bn.running_var[2] = torch.nan
+    with pytest.raises(ValueError, match="bn.running_var of block2 of tiny holds numbers that are not finite"):
+        check_tensors(chain)

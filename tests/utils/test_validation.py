@@ -6,7 +6,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from subtuning_lab.utils.validation import Flag, Is, OneOf, Real, Several, Table, Text, Whole, check_all, checked, shown
+from subtuning_lab.utils.validation import (
+    Blocks,
+    Flag,
+    Is,
+    OneOf,
+    Real,
+    Several,
+    Table,
+    Text,
+    Whole,
+    check_all,
+    checked,
+    shown,
+)
 
 RULES = {
     "whole": Whole(1, 5),
@@ -21,6 +34,8 @@ RULES = {
     "class": Is((dict, "Chain")),
     "list": Several(Whole(1), least=2, unique=True),
     "empty list": Several(Text(), least=0),
+    "pair": Several(Real(0), least=2, most=2),
+    "blocks": Blocks(),
     "table": Table(("method",), ("accuracy", "std")),
     "any table": Table(rows=0, none=True),
 }
@@ -37,6 +52,8 @@ ALLOWED = {
     "class": [{}, type("Chain", (), {})()],
     "list": [[1, 2], (3, 4), np.array([5, 6])],
     "empty list": [[], ["x"], {"x": 1}.keys()],
+    "pair": [(0, 1.5), np.zeros(2)],
+    "blocks": ["all", [], ["a"], {"a"}, (name for name in "ab")],
     "table": [pd.DataFrame({"method": ["a"], "accuracy": [1], "std": [None]})],
     "any table": [pd.DataFrame(), None],
 }
@@ -66,6 +83,8 @@ def test_a_type_is_a_type_error_and_a_limit_a_value_error():
         (Several(Whole(1)), (i for i in [1]), TypeError),
         (Several(Whole(1)), [], ValueError),
         (Several(Whole(1), unique=True), [1, 1], ValueError),
+        (Several(Whole(1), least=2, most=2), [1, 1, 1], ValueError),
+        (Blocks(), "layer1", TypeError),
     ]:
         with pytest.raises(kind):
             rule.check("it", value)
