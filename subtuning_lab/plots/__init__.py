@@ -7,7 +7,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "profiles": ["plot_network", "plot_pairs", "plot_profile", "share_limits"],
         "comparison": [
-            *("plot_confusion", "plot_curves", "plot_methods", "plot_strategies", "plot_trace", "plot_tradeoff")
+            "plot_confusion",
+            "plot_curves",
+            "plot_methods",
+            "plot_strategies",
+            "plot_trace",
+            "plot_tradeoff",
         ],
         "merge": ["plot_choices", "plot_fork"],
         "shift": ["plot_forgetting", "plot_shift_profiles", "plot_shifts", "plot_steps"],
