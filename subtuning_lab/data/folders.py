@@ -1,113 +1,310 @@
-"""Listings of folders: images in torchvision's ImageFolder layout, the lists of VTAB-1k, the arrays of CIFAR-10-C."""
+"""Listings of folders: images in class folders, the lists of VTAB-1k, the arrays of CIFAR-10-C.
+
+`folder:DIR` takes the class folders of DIR itself, or of its training and held-out parts: folders named train, test
+and val, or alike ("Train", "training_set", "valid"); test is preferred to val, and without either 20 % are held out.
+Images anywhere in a class folder count. Hidden and system folders don't, nor do links back to a folder above.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
+import re
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from subtuning_lab.data.arrays import MOST_CLASSES, printable
 from subtuning_lab.data.corruptions.registry import SEVERITIES
 from subtuning_lab.data.decode import image_suffixes
 from subtuning_lab.data.images import NpyRows
 from subtuning_lab.data.splits import Listing, Part, seeded_split
+from subtuning_lab.utils.validation import shown
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_SYSTEM = frozenset(  # names in lower case; hidden ones begin with a dot
+    (
+        *(
+            "__macosx",
+            "@eadir",
+            "@recycle",
+            "@recently-snapshot",
+            "#recycle",
+            "#snapshot",
+            "$recycle.bin",
+            "lost+found",
+        ),
+        *("system volume information", "__pycache__", "thumbs.db", "desktop.ini"),
+    )
+)
+_PARTS = {"train": "train|training|trainval", "test": "test|testing|eval|evaluation", "val": "val|valid|validation|dev"}
+_LARGEST_LIST = 2**26  # bytes of a list of images
 
 
 def folder(root: Path) -> Listing:
-    """List `root/<class>/*` or `root/train/<class>/*` with `root/test` (preferred) or `root/val`.
+    """List the images of class folders, in `root` itself or in its training and held-out parts.
 
     Raises:
         FileNotFoundError: no such folder, or no class folders in it.
-        ValueError: a class without images, fewer than two classes, or a test class that train lacks.
+        ValueError: a class without images, fewer than two classes, a test class that train lacks, or folders that are
+            parts and classes at once.
+    Warns:
+        UserWarning: files and folders that are left out.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"folder not found: {root}")
-    if not (root / "train").is_dir():
-        classes = class_folders(root)
-        return Listing(classes, *seeded_split(*_list_classes(root, classes), classes))
-    classes = class_folders(root / "train")
-    train = Part(*_list_classes(root / "train", classes))
-    held = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+        raise FileNotFoundError(f"folder not found: {_shown(root)}")
+    parts = _parts(root)
+    base = parts.get("train", root)
+    classes = _class_folders(base)
+    train = _list_classes(base, classes)
+    names = tuple(printable(name) for name in classes)
+    source = _published(names, base)
+    held = _held_out(root, parts)
     if held is None:
-        return Listing(classes, *seeded_split(train.items, train.labels, classes))
-    if unknown := sorted(set(class_folders(held)) - set(classes)):
-        raise ValueError(f"{held} has classes that {root / 'train'} lacks: {unknown}")
-    return Listing(classes, train, Part(*_list_classes(held, classes)))
+        return Listing(names, *seeded_split(train.items, train.labels, names), source=source)
+    if unknown := sorted(set(_class_folders(held)) - set(classes)):
+        raise ValueError(f"{_shown(held)} has classes that {_shown(base)} lacks: {unknown}")
+    return Listing(names, train, _list_classes(held, classes), source=source)
 
 
-def class_folders(root: Path) -> tuple[str, ...]:
-    """Names of the class folders in `root`, sorted; hidden ones don't count."""
-    names = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+def part_of(name: str) -> str | None:
+    """The part of a data set that a folder's name says: "train", "test", "val", or None."""
+    word = re.sub(r"(set|data|images|split)*$", "", re.sub(r"[^a-z]", "", name.lower()))
+    return next((part for part, words in _PARTS.items() if re.fullmatch(words, word)), None)
+
+
+def _parts(root: Path) -> dict[str, Path]:
+    """The folders in `root` that are parts of the data set; none where its folders are classes.
+
+    A class may be called "train": then it has images itself, and there are classes beside it, but no held-out part.
+    """
+    folders = _folders(root)
+    parts: dict[str, Path] = {}
+    for entry in folders:
+        if part := part_of(entry.name):
+            if part in parts:
+                raise ValueError(f"{_shown(root)} has two {part} parts: {parts[part].name!r} and {entry.name!r}")
+            parts[part] = entry
+    others = [entry.name for entry in folders if part_of(entry.name) is None and any(_pictures(entry))]
+    if "train" not in parts:
+        if parts and not others:
+            raise ValueError(f"{_shown(root)} has {[entry.name for entry in parts.values()]}, but no training part")
+        return {}
+    if others and len(parts) == 1:
+        if any(file.parent == parts["train"] for file in _pictures(parts["train"])):
+            return {}
+        raise ValueError(
+            f"{_shown(parts['train'])} may be the training part or a class beside {others[0]!r}: name the folder that "
+            f"has the classes, e.g. folder:{_shown(parts['train'])}"
+        )
+    if others:
+        warnings.warn(f"{_shown(root)}: folders beside its parts are left out: {others}", stacklevel=6)
+    return parts
+
+
+def _held_out(root: Path, parts: dict[str, Path]) -> Path | None:
+    """The test part, else the validation part; one without class folders has no labels."""
+    candidates = [parts[part] for part in ("test", "val") if part in parts]
+    labelled = [part for part in candidates if _folders(part)]
+    if candidates and not labelled:
+        raise FileNotFoundError(
+            f"no class folders in {_shown(candidates[0])}: without labels it can't be the test part; to hold out some "
+            f"training images instead, load folder:{_shown(parts['train'])}"
+        )
+    for part in candidates:
+        if part not in labelled[:1]:
+            warnings.warn(f"{_shown(part)} is left out: {_shown(labelled[0])} is the test part", stacklevel=6)
+    return labelled[0] if labelled else None
+
+
+def _folders(root: Path) -> list[Path]:
+    """The folders in `root`, sorted by name, without hidden and system ones and links to folders above."""
+    above = _above(root)
+    return sorted(
+        entry for entry in root.iterdir() if _counts(entry.name) and entry.is_dir() and _identity(entry) not in above
+    )
+
+
+def _class_folders(root: Path) -> tuple[str, ...]:
+    """Names of the class folders in `root`, sorted."""
+    folders = _folders(root)
+    names = tuple(entry.name for entry in folders)
     if not names:
-        raise FileNotFoundError(f"no class folders in {root}: expected {root}/<class>/<image files>")
+        raise FileNotFoundError(f"no class folders in {_shown(root)}: expected {_shown(root)}/<class>/<image files>")
     if len(names) < 2:
-        raise ValueError(f"{root} has the one class {names[0]!r}; a task needs at least two")
+        raise ValueError(f"{_shown(root)} has the one class {names[0]!r}; a task needs at least two")
+    places = defaultdict(list)
+    for entry in folders:
+        places[_identity(entry)].append(entry.name)
+    if same := next((several for several in places.values() if len(several) > 1), None):
+        raise ValueError(f"classes {same} of {_shown(root)} are one folder")
     return names
 
 
-def _list_classes(root: Path, classes: Sequence[str]) -> tuple[list[Path], np.ndarray]:
-    """All image files under `root/<class>`, sorted by class and name, with labels int64 (n,)."""
+def _list_classes(root: Path, classes: Sequence[str]) -> Part:
+    """All image files under `root/<class>`, sorted by class and path; warns of the number of other files."""
     files: list[Path] = []
     labels: list[int] = []
+    suffixes, left_out = image_suffixes(), Counter()
+    elsewhere = _above(root) | {_identity(root / name) for name in classes if (root / name).is_dir()}
     for label, name in enumerate(classes):
-        if not (found := _image_files(root / name)):
-            raise ValueError(f"class {name!r} has no images in {root / name}; allowed: {sorted(image_suffixes())}")
-        files += found
-        labels += [label] * len(found)
-    return files, np.array(labels, dtype=np.int64)
+        everything = sorted(_walk(root / name, set(elsewhere))) if (root / name).is_dir() else []
+        images = [file for file in everything if file.suffix.lower() in suffixes]
+        left_out.update(
+            file.suffix.lower() or "no suffix" for file in everything if file.suffix.lower() not in suffixes
+        )
+        if not images:
+            others = f", but {sum(left_out.values())} files of other kinds" if everything else ""
+            raise ValueError(
+                f"class {printable(name)!r} has no images in {_shown(root / name)}{others}; allowed: {sorted(suffixes)}"
+            )
+        files += images
+        labels += [label] * len(images)
+    left_out.update({"beside the classes": sum(_counts(entry.name) and entry.is_file() for entry in root.iterdir())})
+    ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    if named := ", ".join(f"{count} {printable(suffix)}" for suffix, count in ordered if count):
+        warnings.warn(f"{_shown(root)}: files that are no images here are left out: {named}", stacklevel=6)
+    return Part(files, np.array(labels, dtype=np.int64))
 
 
-def _image_files(root: Path) -> list[Path]:
-    """Image files anywhere under `root`, sorted; hidden ones don't count."""
-    return sorted(
-        Path(parent) / name
-        for parent, _, names in os.walk(root, followlinks=True)
-        for name in names
-        if os.path.splitext(name)[1].lower() in image_suffixes() and not name.startswith(".")
-    )
+def _walk(root: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Files anywhere under `root`; folders in `seen` and those met before are not entered again."""
+    seen.add(_identity(root))
+    for entry in root.iterdir():
+        if not _counts(entry.name):
+            continue
+        if entry.is_dir():
+            if _identity(entry) not in seen:
+                yield from _walk(entry, seen)
+        elif entry.is_file() or entry.is_symlink():  # a link to nothing is named when it is read
+            yield entry
+
+
+def _pictures(root: Path) -> Iterator[Path]:
+    """Image files anywhere under `root`."""
+    suffixes = image_suffixes()
+    return (file for file in _walk(root, _above(root)) if file.suffix.lower() in suffixes)
+
+
+def _above(root: Path) -> set[tuple[int, int]]:
+    """`root` and the folders that it is in."""
+    resolved = root.resolve()
+    return {_identity(place) for place in (resolved, *resolved.parents)}
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _counts(name: str) -> bool:
+    """Whether a file or folder is neither hidden nor a system's own."""
+    return not name.startswith(".") and name.lower() not in _SYSTEM
+
+
+def _published(classes: Sequence[str], base: Path) -> str | None:
+    """The published images that class folders hold, as far as their names say; see `Task.source`."""
+    names = {name.lower() for name in classes}
+    if names == set(CIFAR10_CLASSES):
+        data = "cifar10"
+    elif all(re.fullmatch(r"n\d{8}", name) for name in names):  # WordNet's numbers
+        data = "imagenet"
+    else:
+        return None
+    part = part_of(base.resolve().name)
+    return f"{data}/{part}" if part else data
+
+
+def _shown(path: Path) -> str:
+    return printable(str(path))
 
 
 def vtab(root: Path) -> Listing:
     """List the 1,000 training images, 200 of them for validation, and the test images of a VTAB-1k folder.
 
+    The 200 are found among the 1,000 by their paths, else by their bytes, else by their labels: the usual generator
+    writes every list's images to a folder of its own. Classes may lack training images.
+
     Args:
         root: folder with train800val200.txt, val200.txt and test.txt, whose lines are `path label`.
     Raises:
-        FileNotFoundError: the folder or one of the lists is missing.
-        ValueError: a bad line (file and number named), or a val200 image that train800val200 lacks.
+        FileNotFoundError: the folder, one of the lists, or a validation image is missing.
+        ValueError: a bad line (file and number named), a validation image that is not among the training images, or a
+            test image that is.
     """
-    train = _read_list(root, "train800val200.txt")
-    n_classes = int(train.labels.max()) + 1
-    validation, test = (_read_list(root, name, n_classes) for name in ("val200.txt", "test.txt"))
-    where = {path: index for index, path in enumerate(train.items)}
-    if missing := [path for path in validation.items if path not in where]:
-        raise ValueError(f"{root / 'val200.txt'} lists {missing[0]}, which train800val200.txt lacks")
-    indices = np.array([where[path] for path in validation.items], dtype=np.int64)
-    return Listing(tuple(str(label) for label in range(n_classes)), train, test, indices)
+    train, validation, test = (_read_list(root, f"{name}.txt") for name in ("train800val200", "val200", "test"))
+    tested = set(map(os.path.normpath, test.items))
+    for name, part in (("train800val200.txt", train), ("val200.txt", validation)):
+        if both := [file for file in part.items if os.path.normpath(file) in tested]:
+            raise ValueError(f"{_shown(root / name)} lists {_shown(both[0])}, which is a test image: see test.txt")
+    n_classes = 1 + max(int(part.labels.max()) for part in (train, validation, test))
+    return Listing(tuple(map(str, range(n_classes))), train, test, _validation_rows(root, train, validation))
 
 
-def _read_list(root: Path, name: str, n_classes: int | None = None) -> Part:
-    """Read one VTAB list: `path label` per line, paths relative to `root`, labels below `n_classes` if given."""
-    if not (root / name).is_file():
-        raise FileNotFoundError(f"{root / name} not found; vtab:DIR needs train800val200.txt, val200.txt and test.txt")
+def _read_list(root: Path, name: str) -> Part:
+    """Read one VTAB list: `path label` per line, paths relative to `root`."""
+    path = root / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{_shown(path)} not found; vtab:DIR needs train800val200.txt, val200.txt and test.txt")
+    if path.stat().st_size > _LARGEST_LIST:
+        raise ValueError(f"{_shown(path)} has {path.stat().st_size:,} bytes; a list has at most {_LARGEST_LIST:,}")
     files: list[Path] = []
     labels: list[int] = []
-    for number, line in enumerate((root / name).read_text().splitlines(), start=1):
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")  # names need not be UTF-8
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        path, _, label = line.strip().rpartition(" ")
-        if not path or not label.isdecimal():
-            raise ValueError(f"{root / name}, line {number}: expected 'path label' with a label >= 0, got {line!r}")
-        if n_classes is not None and int(label) >= n_classes:
-            raise ValueError(f"{root / name}, line {number}: label {label}, but training labels end at {n_classes - 1}")
-        files.append(root / path.strip())
+        file, label = (line.rsplit(maxsplit=1) + [""])[:2]
+        if "\0" in line or not (label.isascii() and label.isdecimal()):
+            raise ValueError(
+                f"{_shown(path)}, line {number}: expected 'path label' with a label >= 0, got {shown(line)}"
+            )
+        if len(label) > 9 or int(label) >= MOST_CLASSES:
+            raise ValueError(f"{_shown(path)}, line {number}: label {label:.20} is not below {MOST_CLASSES}")
+        files.append(root / file.strip())
         labels.append(int(label))
     if not files:
-        raise ValueError(f"{root / name} lists no images")
+        raise ValueError(f"{_shown(path)} lists no images")
     return Part(files, np.array(labels, dtype=np.int64))
+
+
+def _validation_rows(root: Path, train: Part, validation: Part) -> np.ndarray:
+    """Which training images the validation images are; int64, all different. Raises as `vtab`."""
+    by_path = _matched(list(map(os.path.normpath, train.items)), list(map(os.path.normpath, validation.items)))
+    if None not in by_path:
+        return np.array(by_path, dtype=np.int64)
+    by_content = _matched(_keys(train), _keys(validation))
+    if None not in by_content:
+        return np.array(by_content, dtype=np.int64)
+    n = len(validation.labels)
+    if set(by_path) == set(by_content) == {None} and np.array_equal(train.labels[-n:], validation.labels):
+        warnings.warn(
+            f"{_shown(root)}: val200.txt lists other files; taken for the last {n} training images", stacklevel=6
+        )
+        return np.arange(len(train.labels) - n, len(train.labels))
+    missing = validation.items[by_content.index(None)]
+    raise ValueError(f"{_shown(root / 'val200.txt')} lists {_shown(missing)}, which train800val200.txt lacks")
+
+
+def _keys(part: Part) -> list[tuple[bytes, int]]:
+    """What an image has in common with a copy of it: its bytes and its label."""
+    keys = []
+    for file, label in zip(part.items, part.labels.tolist(), strict=True):
+        if not file.is_file():
+            raise FileNotFoundError(f"image file not found: {_shown(file)}")
+        keys.append((hashlib.sha256(file.read_bytes()).digest(), label))
+    return keys
+
+
+def _matched(keys: Sequence[object], wanted: Sequence[object]) -> list[int | None]:
+    """For each wanted key the index of one that equals it, none twice; None where there is none left."""
+    places: defaultdict[object, list[int]] = defaultdict(list)
+    for index, key in reversed(list(enumerate(keys))):
+        places[key].append(index)
+    return [places[key].pop() if places[key] else None for key in wanted]
 
 
 def cifar10c(path: Path) -> Listing:
@@ -139,7 +336,8 @@ def cifar10c(path: Path) -> Listing:
     n = len(images) // len(SEVERITIES)
     rows = np.arange(n) + n * (int(severity) - 1)
     items = NpyRows(root / f"{name}.npy", rows)
-    return Listing(CIFAR10_CLASSES, *seeded_split(items, labels[rows].astype(np.int64), CIFAR10_CLASSES))
+    parts = seeded_split(items, labels[rows].astype(np.int64), CIFAR10_CLASSES)
+    return Listing(CIFAR10_CLASSES, *parts, source="cifar10/test")
 
 
 def _read_array(root: Path, name: str) -> np.ndarray:
@@ -151,6 +349,9 @@ def _read_array(root: Path, name: str) -> np.ndarray:
         found = sorted(path.stem for path in root.glob("*.npy"))
         raise FileNotFoundError(f"{file} not found; the .npy files of {root} are {found}")
     try:
-        return np.load(file, mmap_mode="r")
-    except (ValueError, EOFError) as error:
+        array = np.load(file, mmap_mode="r")
+    except Exception as error:  # what damaged headers raise is of many kinds
         raise ValueError(f"cannot read {file}: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{file} is an archive of arrays; it must be one array")
+    return array

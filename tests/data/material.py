@@ -1,5 +1,6 @@
 """What the tests of the data room share: noise, image files, folders, quiet loading."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -34,3 +35,8 @@ def load(spec: str, **options) -> Task:
 
 def image_set(split: Split) -> set[bytes]:
     return {image.numpy().tobytes() for image in split.images[:]}
+
+
+def copy_of(source: Path, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(source, target))

@@ -5,6 +5,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from subtuning_lab.data.corruptions.registry import corrupt
 from subtuning_lab.data.images import NpyRows, StreamedImages, decode_images
@@ -147,3 +149,46 @@ def test_a_missing_or_damaged_file_is_named(arrays):
     (arrays / "labels.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"labels\.npy not found"):
         load(f"cifar10c:{arrays}/gaussian_noise@1")
+
+
+@settings(max_examples=150, deadline=3000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(["fog", "labels"]), data=st.data())
+def test_damaged_arrays_are_read_or_refused_with_their_name(arrays, name, data):
+    """Bytes of the header change, or the file is cut: no hang, no large memory, a message that names the file."""
+    path = arrays / f"{name}.npy"
+    before = path.read_bytes()
+    content = bytearray(before)
+    for place, value in data.draw(st.lists(st.tuples(st.integers(0, 127), st.integers(0, 255)), max_size=6)):
+        content[place] = value
+    path.write_bytes(content[: data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))])
+    try:
+        assert len(load(f"cifar10c:{arrays}/fog@1").train) == 48
+    except ValueError as error:
+        assert ".npy" in str(error) or "class " in str(error)
+    finally:
+        path.write_bytes(before)
+
+
+HEADERS = {
+    "petabytes": "{'descr': '|u1', 'fortran_order': False, 'shape': (5000000000000, 32, 32, 3)}",
+    "beyond 64 bits": f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({2**70}, 32, 32, 3)}}",
+    "negative": "{'descr': '|u1', 'fortran_order': False, 'shape': (-5, 32, 32, 3)}",
+    "objects": "{'descr': '|O', 'fortran_order': False, 'shape': (10, 32, 32, 3)}",
+    "code": "__import__('os').abort()",
+    "deep": "(" * 5000,
+}
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_forged_headers_are_refused(arrays, header):
+    text = header.encode() + b"\n"
+    (arrays / "fog.npy").write_bytes(b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text + bytes(1000))
+    with pytest.raises(ValueError, match=r"fog\.npy"):
+        load(f"cifar10c:{arrays}/fog@1")
+
+
+def test_an_archive_of_arrays_is_refused(arrays):
+    np.savez(arrays / "fog.npz", images=np.zeros(3))
+    (arrays / "fog.npz").rename(arrays / "fog.npy")
+    with pytest.raises(ValueError, match=r"fog\.npy is an archive of arrays"):
+        load(f"cifar10c:{arrays}/fog@1")

@@ -214,7 +214,7 @@ def test_input_stays_and_output_has_its_type(name):
 
 @pytest.mark.parametrize("severity", [0, 6, -1, 2.0, True, "3", None])
 def test_severity_outside_1_to_5_is_refused(severity):
-    with pytest.raises(ValueError, match="from 1 to 5"):
+    with pytest.raises(ValueError, match="whole number from 1 to 5"):
         corrupt(flat(1, SMALL), "contrast", severity)
 
 

@@ -151,7 +151,7 @@ CALLS = {
     "labels short": (lambda c: lab.Task.from_arrays(images(), [0, 1]), ValueError, "6 images but 2 labels"),
     "negative label": (lambda c: task_of([0, 1, -1]), ValueError, "-1 at index 2"),
     "labels are floats": (lambda c: task_of([0.0, 1.0]), TypeError, "float64"),
-    "one class": (lambda c: task_of([0, 0]), ValueError, "two classes"),
+    "one class": (lambda c: task_of([0, 0]), ValueError, "at least 2 values"),
     "class without images": (lambda c: task_of([0, 2, 2]), ValueError, "'1' has no training images"),
     "split of floats": (lambda c: lab.Split(images(), torch.zeros(6, dtype=torch.int64)), ValueError, "uint8.*float32"),
     # training

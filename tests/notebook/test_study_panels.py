@@ -162,7 +162,7 @@ def test_choice_that_cannot_be_is_shown_and_left_again():
     panel.size_choice.value = 20
     assert panel.status.value == ""
     panel.task_choice.value = "source"  # 40 classes
-    assert "ValueError" in panel.status.value and "has no training images" in panel.status.value
+    assert "ValueError" in panel.status.value and "one image of each of 40 classes" in panel.status.value
     panel.task_choice.value = "digits"
     assert panel.status.value == ""
 
