@@ -17,12 +17,13 @@ def merge(
     drop_block: DropBlock = None,
     model_option: ModelOption = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Side in pixels to bring images to; by default what the tasks were tuned at.")
+        int | None, typer.Option(help="Side in pixels to bring images to; by default what the tasks were tuned on.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Merge tuned tasks into one network and print each task's answer for each image."""
     import pandas as pd
+    import torch
 
     import subtuning_lab as lab
     from subtuning_lab.report.presets import parse_parameter
@@ -35,23 +36,14 @@ def merge(
     network = lab.load_backbone(backbone, weights=weights, drop_blocks=drop_block or [], **options)
     loaded = {name: lab.load_tuned(path, network) for name, path in zip(names, tasks, strict=True)}
     merged = lab.merge_tasks(network, loaded, keep_original=False)
-    trained = next((task.pixels for task in loaded.values() if task.pixels), network.input_size[1:])
-    size = (image_size, image_size) if image_size else trained
+    size = None if image_size is None else (image_size, image_size)
     rows = []
     for path in image:
-        for name, logits in _answers(merged, path, size).items():
+        with torch.inference_mode():
+            outputs = merged(merged.prepare(path, size))
+        for name, (logits,) in outputs.items():
             best = int(logits.argmax())
             share = float(logits.softmax(0)[best])
             rows.append((str(path), name, loaded[name].classes[best], share))
     answers = pd.DataFrame(rows, columns=["image", "task", "answer", "probability"])
     tell({"answers": answers}, as_json)
-
-
-def _answers(merged: object, path: Path, size: tuple[int, int]) -> dict:
-    """Logits (classes,) of every task for one image, scaled and cropped as images of a task's folder are."""
-    import torch
-
-    from subtuning_lab.data.images import decode_images
-
-    with torch.inference_mode():
-        return {name: logits[0] for name, logits in merged(decode_images([path], size, None)).items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from subtuning_lab.utils.validation import shown
 
 MOST_CLASSES = 100_000
-_TURNS_TEXT = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # as in "exe.txt" for "txt.exe"
+ROUNDING = 1e-3  # what resizing may leave outside [0, 1]; less than half of a byte's step
 
 
 def as_images(images: np.ndarray | torch.Tensor, what: str = "images") -> torch.Tensor:
@@ -26,21 +25,35 @@ def as_images(images: np.ndarray | torch.Tensor, what: str = "images") -> torch.
         TypeError: neither array nor tensor, or a dtype that is neither uint8 nor floating point.
         ValueError: another shape, or NaN or values outside [0, 1]; the first bad image's index is named.
     """
+    batch = image_batch(images, what)
+    if batch.is_floating_point():
+        batch = (batch.float() * 255).round().to(torch.uint8)
+    return batch.clone(memory_format=torch.contiguous_format)
+
+
+def image_batch(images: np.ndarray | torch.Tensor, what: str = "images") -> torch.Tensor:
+    """The same images (n, 3, H, W) on the CPU, uint8 or floating point as they are. Takes and raises as `as_images`."""
     if not isinstance(images, np.ndarray | torch.Tensor):
         raise TypeError(f"{what} must be a numpy array or torch tensor, got {type(images).__name__}")
     if isinstance(images, np.ndarray):
-        if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+        if images.dtype.type not in (np.uint8, np.float16, np.float32, np.float64):
             raise TypeError(f"{what} must be uint8, or floating point in [0, 1], got {images.dtype}")
-        images = torch.from_numpy(np.ascontiguousarray(images))
+        images = torch.from_numpy(np.require(images, images.dtype.newbyteorder("="), ["C", "W"]))
     images = _channels_first(images.detach().cpu(), what)
-    if images.is_floating_point():
-        bad = ~((images >= 0) & (images <= 1)).flatten(1).all(dim=1)  # NaN fails both comparisons
-        if bad.any():
-            raise ValueError(f"{what}[{int(bad.nonzero()[0])}] has values that are NaN or outside [0, 1]")
-        images = (images.float() * 255).round().to(torch.uint8)
-    if images.dtype != torch.uint8:
+    check_values(images, what)
+    return images.expand(-1, 3, -1, -1)
+
+
+def check_values(images: torch.Tensor, what: str = "images") -> None:
+    """Raise TypeError or ValueError unless images (n, ...) are uint8, or floating point in [0, 1] but for rounding."""
+    if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"{what} must be uint8, or floating point in [0, 1], got {images.dtype}")
-    return images.expand(-1, 3, -1, -1).clone(memory_format=torch.contiguous_format)
+    if images.is_floating_point() and images.numel():
+        low, high = (float(value) for value in images.aminmax())  # one pass; NaN comes through
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+            good = ((images >= -ROUNDING) & (images <= 1 + ROUNDING)).flatten(1).all(dim=1)
+            first = int((~good).nonzero()[0])
+            raise ValueError(f"{what}[{first}] has values that are NaN or outside [0, 1]: {low:.4g} to {high:.4g}")
 
 
 def _channels_first(images: torch.Tensor, what: str) -> torch.Tensor:
@@ -108,22 +121,6 @@ def check_validation(validation: torch.Tensor, n: int) -> None:
         raise ValueError(f"validation must be int64 with 1 to {n - 1} indices, got {tuple(validation.shape)}")
     if int(validation.min()) < 0 or int(validation.max()) >= n or len(validation.unique()) < len(validation):
         raise ValueError(f"validation must hold distinct indices in 0..{n - 1}")
-
-
-def printable(text: str) -> str:
-    """Text that a terminal, a page and a database take: bytes that are no UTF-8 and control characters as escapes."""
-    return "".join(_escaped(character) if _is_control(character) else character for character in text)
-
-
-def _is_control(character: str) -> bool:
-    """Control characters, halves of surrogate pairs, line separators, and those that turn the direction of text."""
-    category = unicodedata.category(character)
-    return category in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(character) in _TURNS_TEXT
-
-
-def _escaped(character: str) -> str:
-    byte = ord(character) - 0xDC00  # how Python keeps a byte of a file name that is no UTF-8
-    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else character.encode("unicode_escape").decode()
 
 
 def check_number(name: str, value: int | None, low: int, high: int | None = None) -> None:

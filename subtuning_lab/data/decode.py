@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from subtuning_lab.data.arrays import printable
+from subtuning_lab.utils.text import printable
 
 LARGEST_SIZE = 4096  # pixels a side that images may be brought to
 MOST_PIXELS = 2**26  # that one file may be decoded to: 8192 x 8192, 256 MB

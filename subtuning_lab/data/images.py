@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from subtuning_lab.data.arrays import printable
 from subtuning_lab.data.corruptions.registry import corrupt
 from subtuning_lab.data.decode import file_size, fit_image, read_image
+from subtuning_lab.utils.text import printable
 
 LARGEST_KEPT_SIZE = 256  # pixels: images of one common size up to this one are not resized by default
 DEFAULT_SIZE, SIZE_STEP = 224, 32  # pixels: the largest default of images of several sizes, and what it is rounded to

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from subtuning_lab.data.arrays import printable
 from subtuning_lab.data.builtin import DIGITS, GENERATED, digits, generated
 from subtuning_lab.data.corruptions.registry import corruption_names, parse_corruptions
 from subtuning_lab.data.decode import LARGEST_SIZE
@@ -19,6 +18,7 @@ from subtuning_lab.data.images import common_size, default_memory_limit, load_im
 from subtuning_lab.data.splits import Listing
 from subtuning_lab.data.task import Split, Task, warn_of_shared
 from subtuning_lab.data.torchvision_sets import PUBLISHED, VTAB, published, vtab_sized
+from subtuning_lab.utils.text import printable
 from subtuning_lab.utils.validation import Flag, Is, Text, Whole, checked
 
 _SPEC = re.compile(r"(.*?)((?:\+[^+@/]+@[^+@/]*)*)", re.DOTALL)

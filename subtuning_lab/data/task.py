@@ -20,11 +20,11 @@ from subtuning_lab.data.arrays import (
     check_uint8_rgb,
     check_validation,
     numbered_classes,
-    printable,
 )
 from subtuning_lab.data.corruptions.registry import corrupt
 from subtuning_lab.data.images import Items, StreamedImages, count_shared
 from subtuning_lab.data.splits import fold_pairs, stratified_choice
+from subtuning_lab.utils.text import printable
 from subtuning_lab.utils.validation import Is, Rule, Several, Text, Whole, check_all, checked
 
 Integers = np.ndarray | torch.Tensor | Sequence[int]

@@ -5,6 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "preparation": ["Preparation"],
         "tuned_task": ["TunedTask", "load_tuned"],
         "merge": ["MergedNetwork", "merge_tasks"],
         "schedule": ["plan_rows"],

@@ -6,22 +6,26 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from subtuning_lab import __version__
+from subtuning_lab.utils.files import replacing
 from subtuning_lab.utils.hashing import hash_tensor
+from subtuning_lab.utils.validation import shown
 
 Weights = Mapping[str, Mapping[str, torch.Tensor]]
+Header = Mapping[str, Any]
 
-FORMAT = "subtuning-lab tuned task 3"
-_OLDER = ("subtuning-lab tuned task 2",)  # read all the same: what its header lacks was always so
-_ALWAYS_WAS = {"head_depth": 1, "pruned": []}
+FORMAT = "subtuning-lab tuned task 4"
+_OLDER = ("subtuning-lab tuned task 2", "subtuning-lab tuned task 3")  # read all the same
+_ALWAYS_WAS = {"head_depth": 1, "pruned": [], "crop_size": None}  # what older headers lack
 HEADER: dict[str, type] = {
     "base": str,
     "base_name": str,
@@ -31,6 +35,7 @@ HEADER: dict[str, type] = {
     "blocks": list,
     "classes": list,
     "image_size": int | None,
+    "crop_size": list | None,
     "siamese": bool,
     "head_depth": int,
     "pruned": list,
@@ -43,9 +48,33 @@ STORED_DTYPES: dict[str | None, torch.dtype | None] = {None: None, "float16": to
 _LIBRARIES = ("torch", "timm", "safetensors")
 _KEY = "tuned_task"  # one entry, since safetensors writes several in a random order
 _SEPARATOR = "|"  # between the part and the tensor's own name; no part has it in its name
+_LONGEST_HEADER = 16 * 2**20  # bytes
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16} | {
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool
+}  # fmt: skip
 
 
-def write_task(path: str | Path, weights: Weights, header: Mapping[str, object]) -> Path:
+def check_file(path: str | Path) -> Path:
+    """Where a tuned task is to be written, "~" expanded; call it before the work that gives the task.
+
+    Raises:
+        ValueError: another ending than .safetensors.
+        OSError: nothing can be written there.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise ValueError(f'path is "{path}"; a tuned task is a .safetensors file')
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; a tuned task is a file")
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{path} can't be written: {existing} is a file; give another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} can't be written: {existing} is read-only for you; give another folder")
+    return path
+
+
+def write_task(path: str | Path, weights: Weights, header: Header) -> Path:
     """Writes a tuned task's file, whole or not at all; equal contents give equal bytes.
 
     Args:
@@ -55,10 +84,9 @@ def write_task(path: str | Path, weights: Weights, header: Mapping[str, object])
 
     Raises:
         ValueError: another ending, or header values that JSON can't express.
+        OSError: it can't be written there.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f'path is "{path}"; a tuned task is a .safetensors file')
+    path = check_file(path)
     tensors = {
         f"{part}{_SEPARATOR}{key}": tensor.detach().cpu().contiguous()
         for part, state in weights.items()
@@ -66,41 +94,42 @@ def write_task(path: str | Path, weights: Weights, header: Mapping[str, object])
     }
     header = {"format": FORMAT, "versions": _versions(), **header}
     text = _as_text({**header, "sha256": checksum(header, tensors)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    try:
+    with replacing(path) as unfinished:
         unfinished.write_bytes(save(tensors, metadata={_KEY: text}))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path
 
 
-def read_task(path: str | Path) -> tuple[dict[str, object], dict[str, dict[str, torch.Tensor]]]:
+def read_task(
+    path: str | Path, examine: Callable[[Header, Weights], object] = lambda header, outlines: None
+) -> tuple[Header, Weights]:
     """Header and weights of a tuned task's file. Nothing in it is executed.
+
+    Args:
+        path: of the file.
+        examine: called with the header and with tensors on the meta device before any data is read; it may raise.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not such a file, or one that was changed since it was written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no tuned task at {path}")
+    _check_length(path)
     try:
         with safe_open(path, framework="pt") as file:
-            texts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            texts, names = file.metadata() or {}, list(file.keys())
+            header, claimed = _header(path, texts)
+            examine(_complete(path, header), _by_part({name: _outline(file.get_slice(name)) for name in names}))
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
-    header = _checked(path, texts, tensors)
-    weights: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        part, _, key = name.partition(_SEPARATOR)
-        weights.setdefault(part, {})[key] = tensor
-    return header, weights
+    if claimed != checksum(header, tensors) or texts != {_KEY: _as_text({**header, "sha256": claimed})}:
+        raise ValueError(f"{path} was changed after it was written: its tensors and header have another SHA-256")
+    return _complete(path, header), _by_part(tensors)
 
 
-def checksum(header: Mapping[str, object], tensors: Mapping[str, torch.Tensor]) -> str:
+def checksum(header: Header, tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over all header values and tensors.
 
     It finds accidents and careless edits. Whoever means harm can compute it anew, so it is no proof of origin.
@@ -148,33 +177,59 @@ def _narrowed(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> tor
     return narrow
 
 
-def _as_text(header: Mapping[str, object]) -> str:
+def _as_text(header: Header) -> str:
     """The one way in which a header is written."""
     try:
         return json.dumps(header, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the header of a tuned task takes plain finite values only: {error}") from error
 
 
-def _checked(path: Path, texts: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> dict[str, object]:
-    """The header, after everything that can be said without a backbone."""
+def _check_length(path: Path) -> None:
+    """Raises ValueError for a header that is too long to be read in a moment."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if _LONGEST_HEADER < length < path.stat().st_size:
+        raise ValueError(f"{path} has a header of {length:,} bytes; a tuned task's has at most {_LONGEST_HEADER:,}")
+
+
+def _header(path: Path, texts: Mapping[str, str]) -> tuple[dict[str, object], object]:
+    """The header as it was written, and the checksum that it claims."""
     try:
         header = json.loads(texts.get(_KEY, ""), parse_constant=_refuse)
     except (ValueError, RecursionError):  # no JSON, or made to break its reader
         header = None
     if not isinstance(header, dict) or header.get("format") not in (FORMAT, *_OLDER):
-        told = header.get("format") if isinstance(header, dict) else None
-        raise ValueError(f"{path} holds no tuned task: its header says {told!r}, not {FORMAT!r}")
+        given = header.get("format") if isinstance(header, dict) else None
+        raise ValueError(f"{path} holds no tuned task: its header says {shown(given)}, not {FORMAT!r}")
     lacking = {"sha256", *HEADER} - set(header) - set(_ALWAYS_WAS)
     if lacking:
         raise ValueError(f"{path} lacks {', '.join(sorted(lacking))} in its header")
     claimed = header.pop("sha256")
-    if claimed != checksum(header, tensors) or texts != {_KEY: _as_text({**header, "sha256": claimed})}:
-        raise ValueError(f"{path} was changed after it was written: its tensors and header have another SHA-256")
-    header = _ALWAYS_WAS | header
+    return header, claimed
+
+
+def _complete(path: Path, header: Header) -> dict[str, object]:
+    """The header with what older formats took for granted, its values of the right types."""
+    header = _ALWAYS_WAS | dict(header)
     for name, kind in HEADER.items():
         _check_type(path, name, header[name], kind)
     return header
+
+
+def _outline(piece: Any) -> torch.Tensor:
+    """A tensor of the shape and dtype of one in a file, without its numbers."""
+    if piece.get_dtype() not in _DTYPES:
+        raise ValueError(f"it holds numbers of the type {piece.get_dtype()}, as no tuned task does")
+    return torch.empty(piece.get_shape(), dtype=_DTYPES[piece.get_dtype()], device="meta")
+
+
+def _by_part(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    weights: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, _, key = name.partition(_SEPARATOR)
+        weights.setdefault(part, {})[key] = tensor
+    return weights
 
 
 def _refuse(name: str) -> None:
@@ -187,6 +242,6 @@ def _check_type(path: Path, name: str, value: object, kind: type) -> None:
     if name in ("blocks", "classes", "pruned"):
         fits = fits and all(isinstance(item, str) for item in value)
     if not fits:
-        raise ValueError(f"{path}: {name} in its header is {value!r}, which is of the wrong type")
+        raise ValueError(f"{path}: {name} in its header is {shown(value)}, which is of the wrong type")
     if name == "dtype" and value not in STORED_DTYPES:
-        raise ValueError(f"{path}: dtype in its header is {value!r}; it must be one of {[*STORED_DTYPES]}")
+        raise ValueError(f"{path}: dtype in its header is {shown(value)}; it must be one of {[*STORED_DTYPES]}")

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import importlib
-import os
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from subtuning_lab.data.arrays import check_number
 from subtuning_lab.inference.merge import MergedNetwork, shell
+from subtuning_lab.inference.preparation import NetworkInput
 from subtuning_lab.nets.chain import Chain
 from subtuning_lab.nets.fuse import fold_batchnorm
+from subtuning_lab.utils.files import replacing
+from subtuning_lab.utils.validation import Flag, Is, OneOf, Sides, Whole, checked
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-_SUFFIXES = (".pt2", ".onnx")
+ABOUT = "subtuning_lab.json"  # what is told in an exported file
+_SUFFIXES, _INPUT = (".pt2", ".onnx"), "images"
 
 
+@checked(
+    net=Is(nn.Module),
+    fold=Flag(),
+    channels_last=Flag(),
+    pack=Flag(),
+    mode=OneOf((None, *MODES)),
+    images=Is(torch.Tensor).or_none(),
+)
 def optimize(
     net: nn.Module,
     *,
@@ -47,8 +59,6 @@ def optimize(
 
     Deviation: up to rounding, which folding changes.
     """
-    if mode is not None and mode not in MODES:
-        raise ValueError(f"mode is {mode!r}; it must be None or one of {', '.join(MODES)}")
     paths = _part_paths(net)
     images = _random_images(net, 2) if images is None else images
     ready = shell(net)
@@ -62,6 +72,13 @@ def optimize(
     return ready if mode is None else torch.compile(ready, mode=mode, fullgraph=True)
 
 
+@checked(
+    net=Is("MergedNetwork"),
+    path=Is((str, Path)),
+    image_size=Sides().or_none(),
+    batch_size=Whole(1).or_none(),
+    dtype=Is(torch.dtype),
+)
 def export_merged(
     net: MergedNetwork,
     path: str | Path,
@@ -72,46 +89,69 @@ def export_merged(
 ) -> Path:
     """Writes a merged network as a file that runs without this package.
 
+    Squashing and normalization are inside. What comes before them (`Preparation`), the outputs' names and the classes
+    are in the file as JSON named "subtuning_lab.json": an ONNX model's metadata, or an extra file of a .pt2.
+
     Args:
         net: of `merge_tasks`, or its `optimize`d version that is neither packed nor compiled.
         path: "name.pt2" for `torch.export.load`, "name.onnx" for ONNX runtimes. The input is called `images`; outputs
             are a dict by task in the first case, and named like the tasks in the second.
-        image_size: height and width of the images in pixels, one number if they are equal; by default the network's
-            own. Another size is resized inside where the tasks have an `image_size`.
+        image_size: height and width of the images in pixels, one number if they are equal; by default those that
+            `net.prepare` gives. Another size is squashed inside where the tasks have an `image_size`.
         batch_size: fixed, or None for any.
         dtype: of the images: a floating point type for [0, 1], or uint8.
 
     Raises:
         TypeError: no merged network.
-        ValueError: a packed one, another file name, or images of another type.
+        ValueError: a packed one, another file name, images of another type, or a task whose name ONNX can't take.
         ImportError: ONNX without the extra `onnx`.
+        OSError: it can't be written there.
     """
-    path = Path(path)
-    if not isinstance(net, MergedNetwork):
-        raise TypeError(f"net is a {type(net).__name__}; it must be a MergedNetwork, not compiled")
-    if any(isinstance(module, PackedConv2d) for module in net.modules()):
-        raise ValueError("net has packed weights, which no file can hold; export it before they are packed")
+    path = Path(path).expanduser()
     if path.suffix not in _SUFFIXES:
         raise ValueError(f'path is "{path}"; its name must end in {" or ".join(_SUFFIXES)}')
+    if any(isinstance(module, PackedConv2d) for module in net.modules()):
+        raise ValueError("net has packed weights, which no file can hold; export it before they are packed")
     if dtype != torch.uint8 and not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype}; images are torch.uint8 or floating point")
-    check_number("batch_size", batch_size, 1)
     if path.suffix == ".onnx":
         _require_onnx()
+        if _INPUT in net.output_names:
+            raise ValueError(f'a task is named "{_INPUT}", which is the input\'s name in ONNX; rename it')
     images = _random_images(net, batch_size or 2, image_size)
     images = (images * 255 if dtype == torch.uint8 else images).to(dtype)
-    shapes = {"images": {0: torch.export.Dim("batch")} if batch_size is None else None}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"unfinished.{path.name}")  # the suffix must stay the last
-    with torch.no_grad():
+    shapes = {_INPUT: {0: torch.export.Dim("batch")} if batch_size is None else None}
+    about = json.dumps(_about(net, images))
+    with torch.no_grad(), replacing(path) as unfinished:
         program = torch.export.export(net, (images,), dynamic_shapes=shapes)
         if path.suffix == ".pt2":
-            torch.export.save(program, unfinished)
+            with unfinished.open("wb") as file:
+                torch.export.save(program, file, extra_files={ABOUT: about})
         else:
-            names = {"input_names": ["images"], "output_names": list(net.output_names)}
-            torch.onnx.export(program, dynamo=True, verbose=False, **names).save(unfinished)
-    os.replace(unfinished, path)
+            onnx = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[_INPUT])
+            _name_outputs(onnx.model, net.output_names)
+            onnx.model.metadata_props[ABOUT] = about
+            onnx.save(unfinished)
     return path
+
+
+def _name_outputs(model: Any, names: Sequence[str]) -> None:
+    """Names an ONNX model's outputs in place; what has such a name inside of it gets another one."""
+    inner = {*(value for node in model.graph for value in node.outputs), *model.graph.initializers.values()}
+    for value in (value for value in inner if value.name in names):
+        value.name = f"{max(names, key=len)} {value.name}"
+    for value, name in zip(model.graph.outputs, names, strict=True):
+        value.name = name
+
+
+def _about(net: MergedNetwork, images: torch.Tensor) -> dict[str, object]:
+    """What whoever runs an exported network must know."""
+    return {
+        "input": {"name": _INPUT, "dtype": str(images.dtype).removeprefix("torch."), "size": list(images.shape[2:])},
+        "preparation": net.preparation.as_dict(),
+        "outputs": list(net.output_names),
+        "classes": {name: list(classes) for name, classes in net.classes.items()},
+    }
 
 
 class PackedConv2d(nn.Module):
@@ -156,7 +196,7 @@ def _random_images(net: nn.Module, batch_size: int, size: int | tuple[int, int] 
     size = size or getattr(net, "image_size", None) or inner.input_size[1:]
     height, width = (size, size) if isinstance(size, int) else size
     images = torch.rand(batch_size, 3, height, width, generator=torch.Generator().manual_seed(0))
-    return images.to(inner.mean)
+    return images.to(next(m for m in net.modules() if isinstance(m, Chain | NetworkInput)).mean)
 
 
 def _inputs(net: nn.Module, paths: Iterable[str], images: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import timm
-from huggingface_hub import HfApi, ModelCardData, snapshot_download
+from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
 from huggingface_hub.utils import (
     HfHubHTTPError,
     HFValidationError,
@@ -19,15 +18,55 @@ from huggingface_hub.utils import (
     validate_repo_id,
 )
 
+from subtuning_lab.inference.checkpoint import STORED_DTYPES
 from subtuning_lab.inference.tuned_task import TunedTask, load_tuned, show_score
 from subtuning_lab.nets.chain import Chain, in_order
 from subtuning_lab.nets.registry import BUNDLED, CIFAR_PREFIX
+from subtuning_lab.utils.files import write_atomically
+from subtuning_lab.utils.text import markdown, printable
+from subtuning_lab.utils.validation import Flag, Is, OneOf, Text, checked, shown
 
 WEIGHTS_FILE, CARD_FILE = "tuned.safetensors", "README.md"
+_PLACE, _DTYPE = Is((str, Path)), OneOf(tuple(STORED_DTYPES))
+_MOST_NAMES = 50  # of classes in the card's table; its metadata has them all
+_TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ name }} on {{ base }}
+
+Some blocks of a pretrained backbone, tuned for one task, and a readout. Everything else is the backbone's own and not in this repository.
+
+| | |
+|---|---|
+{% for key, value in rows %}| {{ key }} | {{ value }} |
+{% endfor %}
+{{ "Scores are accuracies in [0, 1]." if scores else "No scores were saved with it." }}
+
+Recipe: {{ recipe or "not recorded" }}.
+
+## Loading
+
+```python
+import subtuning_lab as lab
+backbone = {{ backbone }}
+tuned = lab.from_hub("{{ repo_id }}", backbone)
+```
+
+Loading onto any other backbone is refused. `tuned.predict(images)` takes paths or arrays; `tuned.network()` maps what `tuned.prepare(images)` gives to logits.
+"""  # noqa: E501
 # The hub library's releases use one of two HTTP libraries; what their errors have in common is a base of its own.
 _NETWORK_ERRORS = (OSError, *HfHubHTTPError.__bases__)
 
 
+@checked(
+    tuned=Is("TunedTask"),
+    repo_id=Is(str),
+    token=Text().or_none(),
+    private=Flag(),
+    folder=_PLACE.or_none(),
+    dtype=_DTYPE,
+)
 def push_to_hub(
     tuned: TunedTask,
     repo_id: str,
@@ -70,6 +109,7 @@ def push_to_hub(
     return str(address)
 
 
+@checked(repo_id=_PLACE, backbone=Is("Chain"), revision=Text().or_none(), token=Text().or_none())
 def from_hub(
     repo_id: str | Path, backbone: Chain, *, revision: str | None = None, token: str | None = None
 ) -> TunedTask:
@@ -87,10 +127,10 @@ def from_hub(
         ConnectionError: the hub can't be reached, and the repository isn't in the cache.
         ValueError: no such form of repo_id, or what `load_tuned` refuses.
     """
-    if str(repo_id) and Path(repo_id).is_dir():  # an empty path would be the current folder
+    if str(repo_id) and Path(repo_id).expanduser().is_dir():  # an empty path would be the current folder
         if revision is not None:
             raise ValueError(f"revision is {revision!r}, but {repo_id} is a folder, which has none")
-        folder = Path(repo_id)
+        folder = Path(repo_id).expanduser()
     else:
         _check_repo_id(repo_id)
         with _telling(repo_id, "read"):
@@ -102,6 +142,7 @@ def from_hub(
     return load_tuned(folder / WEIGHTS_FILE, backbone)
 
 
+@checked(tuned=Is("TunedTask"), folder=_PLACE, repo_id=Is(str), dtype=_DTYPE)
 def write_repository(
     tuned: TunedTask, folder: str | Path, *, repo_id: str = "OWNER/NAME", dtype: str | None = None
 ) -> Path:
@@ -116,48 +157,54 @@ def write_repository(
     Returns:
         The folder.
     """
-    folder = Path(folder)
+    _check_repo_id(repo_id)
+    folder = Path(folder).expanduser()
     path = tuned.save(folder / WEIGHTS_FILE, dtype)
-    (folder / CARD_FILE).write_text(model_card(tuned, repo_id, path.stat().st_size), encoding="utf-8")
+    write_atomically(folder / CARD_FILE, model_card(tuned, repo_id, path.stat().st_size).encode())
     return folder
 
 
 def model_card(tuned: TunedTask, repo_id: str, file_bytes: int) -> str:
     """The model card (Markdown with YAML metadata) of a tuned task.
 
+    Names and values, which may come from anybody's file, can't leave their line or become mark-up.
+
     Args:
         tuned: what it is about.
         repo_id: what to load it by.
         file_bytes: size of the file beside it.
     """
-    name, blocks = _task_name(tuned), in_order(tuned.backbone, tuned.blocks)
-    table = {
-        "task": name,
-        "classes": f"{len(tuned.classes)}: {', '.join(tuned.classes)}",
+    card = ModelCard.from_template(
+        _metadata(tuned),
+        template_str=_TEMPLATE,
+        name=markdown(_task_name(tuned)),
+        base=markdown(tuned.backbone.name),
+        rows=[(markdown(key), markdown(value)) for key, value in _facts(tuned, file_bytes).items()],
+        scores=tuned.scores,
+        recipe=", ".join(markdown(f"{key} {value}") for key, value in _recipe(tuned).items()),
+        backbone=_loading(tuned.backbone.name),
+        repo_id=repo_id,
+    )
+    return f"{str(card).strip()}\n"
+
+
+def _facts(tuned: TunedTask, file_bytes: int) -> dict[str, object]:
+    """The rows of the card's table."""
+    base, more = tuned.backbone, len(tuned.classes) - _MOST_NAMES
+    classes = f"{len(tuned.classes)}: {', '.join(tuned.classes[:_MOST_NAMES])}{f' and {more} more' * (more > 0)}"
+    readout = "frozen and tuned features (Siamese)" if tuned.siamese else "tuned features"
+    return {
+        "task": _task_name(tuned),
+        "classes": classes,
         "training images": tuned.provenance.get("n_train", "not recorded"),
-        "backbone": f"{tuned.backbone.name}, fingerprint {tuned.backbone.fingerprint[:12]}",
-        "tuned blocks": ", ".join(blocks) or "none (linear probing)",
-        **({"pruned blocks": ", ".join(in_order(tuned.backbone, tuned.pruned))} if tuned.pruned else {}),
-        "readout": ("frozen and tuned features (Siamese)" if tuned.siamese else "tuned features")
-        + (f", {tuned.head_depth} layers" if tuned.head_depth > 1 else ""),
-        "image size": _size(tuned),
+        "backbone": f"{base.name}, fingerprint {base.fingerprint[:12]}",
+        "tuned blocks": ", ".join(in_order(base, tuned.blocks)) or "none (linear probing)",
+        **({"pruned blocks": ", ".join(in_order(base, tuned.pruned))} if tuned.pruned else {}),
+        "readout": readout + (f", {tuned.head_depth} layers" if tuned.head_depth > 1 else ""),
+        "images": _images(tuned),
         "size": f"{file_bytes:,} bytes; the whole backbone takes {tuned.size_table()['backbone_bytes'].sum():,}",
         **{name: show_score(value) for name, value in tuned.scores.items()},
     }
-    recipe = ", ".join(f"{key} {value}" for key, value in _recipe(tuned).items())
-    sections = [
-        f"---\n{_metadata(tuned).to_yaml().strip()}\n---",
-        f"# {_cell(name)} on {tuned.backbone.name}",
-        "Some blocks of a pretrained backbone, tuned for one task, and a readout. Everything else is the backbone's "
-        "own and not in this repository.",
-        "\n".join(["| | |", "|---|---|", *(f"| {_cell(key)} | {_cell(value)} |" for key, value in table.items())]),
-        "Scores are accuracies in [0, 1]." if tuned.scores else "No scores were saved with it.",
-        f"Recipe: {recipe or 'not recorded'}.",
-        f"## Loading\n\n```python\n{_loading(tuned, repo_id)}\n```",
-        "Loading onto any other backbone is refused. "
-        "`tuned.network()` maps images (batch, 3, height, width), uint8 or float in [0, 1], to logits.",
-    ]
-    return "\n\n".join(sections) + "\n"
 
 
 def _metadata(tuned: TunedTask) -> ModelCardData:
@@ -167,42 +214,46 @@ def _metadata(tuned: TunedTask) -> ModelCardData:
         tags=["subtuning-lab", "subtuning", "image-classification"],
         backbone=tuned.backbone.name,
         backbone_fingerprint=tuned.backbone.fingerprint,
-        task=_task_name(tuned),
-        classes=list(tuned.classes),
+        task=_encodable(_task_name(tuned)),
+        classes=list(map(_encodable, tuned.classes)),
         blocks=list(in_order(tuned.backbone, tuned.blocks)),
         siamese=tuned.siamese,
         recipe=_recipe(tuned),
-        scores=dict(tuned.scores),
+        scores={_encodable(name): value for name, value in tuned.scores.items()},
     )
 
 
-def _loading(tuned: TunedTask, repo_id: str) -> str:
-    """The lines that load a tuned task."""
-    name = tuned.backbone.name
+def _loading(name: str) -> str:
+    """The expression that loads a backbone."""
     by_name = name in BUNDLED or name.startswith(CIFAR_PREFIX) or timm.is_model(name.split(".")[0])
-    backbone = f"lab.load_backbone({json.dumps(name)})" if by_name else f"...  # your own Chain, {_cell(name)}"
-    return f'import subtuning_lab as lab\nbackbone = {backbone}\ntuned = lab.from_hub("{repo_id}", backbone)'
+    return f"lab.load_backbone({json.dumps(name)})" if by_name else f"...  # your own Chain, {printable(name)}"
 
 
 def _recipe(tuned: TunedTask) -> dict[str, object]:
+    """The recipe's plain values; a file could hold anything in its place."""
     recipe = tuned.provenance.get("recipe")
-    return {key: value for key, value in recipe.items() if value is not None} if isinstance(recipe, dict) else {}
+    items = recipe.items() if isinstance(recipe, Mapping) else ()
+    return {
+        _encodable(key): shown(value) if isinstance(value, str) and len(value) > 80 else value
+        for key, value in items
+        if isinstance(key, str) and isinstance(value, bool | int | float | str)
+    }
 
 
-def _size(tuned: TunedTask) -> str:
-    if tuned.image_size is not None:
-        return f"{tuned.image_size} pixels"
-    trained = "; {} x {} pixels in training".format(*tuned.pixels) if tuned.pixels else ""
-    return f"as the images are{trained}"
+def _images(tuned: TunedTask) -> str:
+    steps = tuned.preparation
+    crop = steps.crop_size and "scaled to cover {} x {} pixels, the centre cut out".format(*steps.crop_size)
+    squash = steps.image_size and f"squashed to {steps.image_size} x {steps.image_size}"
+    return ", then ".join(filter(None, (crop, squash))) or "of any size"
 
 
 def _task_name(tuned: TunedTask) -> str:
     return str(tuned.provenance.get("task", "a task"))
 
 
-def _cell(value: object) -> str:
-    """A value as one line that can't break a Markdown table."""
-    return re.sub(r"\s+", " ", str(value)).replace("|", "\\|")
+def _encodable(text: str) -> str:
+    """Text without the halves of characters that names of files may hold and UTF-8 can't."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _check_repo_id(repo_id: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,9 +15,18 @@ import pandas as pd
 import torch
 from torch import nn
 
-from subtuning_lab.data.arrays import check_number
+from subtuning_lab.utils.validation import Is, OneOf, Rule, Sides, Whole, checked, shown
 
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+_MEASURED: dict[str, Rule] = {
+    "image_size": Sides(),
+    "batch_size": Whole(1),
+    "runs": Whole(1),
+    "warmup": Whole(0),
+    "device": Is((str, torch.device)).or_none(),
+    "threads": Whole(1).or_none(),
+    "clock": OneOf(tuple(_CLOCKS)),
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,7 @@ class Latency:
         return f"{spread}, batch {self.batch_size}, {self.precision}, {self.device}{threads}"
 
 
+@checked(net=Is(nn.Module), **_MEASURED)
 def measure_latency(
     net: nn.Module,
     image_size: int | tuple[int, int] = 224,
@@ -81,10 +92,11 @@ def measure_latency(
 
     Source: PAPER "Efficient Multi-Task Inference", which measures batch 1 at 224 x 224 in float32.
     """
-    times = _alternating({"": net}, image_size, batch_size, runs, warmup, device, threads, clock)
-    return _latency(net, times[""], batch_size, device, threads)
+    plan = _Plan(image_size, batch_size, runs, warmup, device, threads, clock)
+    return plan.latency(net, plan.times({"net": net})["net"])
 
 
+@checked(nets=Is(Mapping), **_MEASURED)
 def compare_latency(
     nets: Mapping[str, nn.Module],
     image_size: int | tuple[int, int] = 224,
@@ -110,12 +122,11 @@ def compare_latency(
     Raises:
         TypeError, ValueError: wrong arguments.
     """
-    if not isinstance(nets, Mapping) or not nets:
-        raise ValueError(f"nets is {nets!r}; it must be a mapping with at least 1 network")
-    times = _alternating(nets, image_size, batch_size, runs, warmup, device, threads, clock)
+    plan = _Plan(image_size, batch_size, runs, warmup, device, threads, clock)
+    times = plan.times(nets)
     first, rows = times[next(iter(nets))], {}
     for name, net in nets.items():
-        row = asdict(_latency(net, times[name], batch_size, device, threads))
+        row = asdict(plan.latency(net, times[name]))
         ratios = np.quantile(times[name] / first, (0.5, 0.25, 0.75))
         rows[name] = {
             **{f"{key}_ms": row.pop(key) for key in ("median", "q25", "q75")},
@@ -141,38 +152,65 @@ class OneAfterAnother(nn.Module):
         return {name: network(images) for name, network in zip(self.names, self.networks, strict=True)}
 
 
-def _alternating(
-    nets: Mapping[str, nn.Module],
-    image_size: int | tuple[int, int],
-    batch_size: int,
-    runs: int,
-    warmup: int,
-    device: str | torch.device | None,
-    threads: int | None,
-    clock: str,
-) -> dict[str, np.ndarray]:
-    """Milliseconds of every run by network; run i of one is next to run i of the others."""
-    _check(nets, image_size, batch_size, runs, warmup, threads)
-    _check_clock(nets, device, clock)
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    images = torch.rand(batch_size, 3, height, width, generator=torch.Generator().manual_seed(0))
-    ready = {name: _on(device, net) for name, net in nets.items()}
-    inputs = {name: images.to(_device(net), _dtype(net)) for name, net in ready.items()}
-    times: dict[str, list[float]] = {name: [] for name in nets}
-    names = list(nets)
-    with torch.inference_mode(), _threads(threads):
-        for run in range(-warmup, runs):
-            turn = run % len(names)  # nobody is always the first of a round
-            for name in names[turn:] + names[:turn]:
-                elapsed = _timed(ready[name], inputs[name], _CLOCKS[clock])
-                if run >= 0:
-                    times[name].append(elapsed)
-    return {name: np.array(values) for name, values in times.items()}
+@dataclass(frozen=True)
+class _Plan:
+    """How networks are timed; arguments of `measure_latency`."""
 
+    image_size: int | tuple[int, int]
+    batch_size: int
+    runs: int
+    warmup: int
+    device: str | torch.device | None
+    threads: int | None
+    clock: str
 
-def _on(device: str | torch.device | None, net: nn.Module) -> nn.Module:
-    stays = device is None or torch.device(device) == _device(net)
-    return net if stays else copy.deepcopy(net).to(device)
+    def times(self, nets: Mapping[str, nn.Module]) -> dict[str, np.ndarray]:
+        """Milliseconds of every run by network; run i of one is next to run i of the others."""
+        self._check(nets)
+        height, width = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
+        images = torch.rand(self.batch_size, 3, height, width, generator=torch.Generator().manual_seed(0))
+        ready = {name: self._on_device(net) for name, net in nets.items()}
+        inputs = {name: images.to(_weight(net)) for name, net in ready.items()}
+        times: dict[str, list[float]] = {name: [] for name in nets}
+        names = list(nets)
+        with torch.inference_mode(), _threads(self.threads), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # random images need not be of the size that a task was trained on
+            for run in range(-self.warmup, self.runs):
+                turn = run % len(names)  # nobody is always the first of a round
+                for name in names[turn:] + names[:turn]:
+                    elapsed = _timed(ready[name], inputs[name], _CLOCKS[self.clock])
+                    if run >= 0:
+                        times[name].append(elapsed)
+        return {name: np.array(values) for name, values in times.items()}
+
+    def latency(self, net: nn.Module, times: np.ndarray) -> Latency:
+        """What the times of one network come to."""
+        median, q25, q75 = (float(value) for value in np.quantile(times, (0.5, 0.25, 0.75)))
+        precision = str(_weight(net).dtype).removeprefix("torch.")
+        threads = self.threads or torch.get_num_threads()
+        return Latency(median, q25, q75, len(times), self.batch_size, self._kind(net), precision, threads)
+
+    def _on_device(self, net: nn.Module) -> nn.Module:
+        stays = self.device is None or torch.device(self.device) == _weight(net).device
+        return net if stays else copy.deepcopy(net).to(self.device)
+
+    def _kind(self, net: nn.Module) -> str:
+        return (_weight(net).device if self.device is None else torch.device(self.device)).type
+
+    def _check(self, nets: Mapping[str, nn.Module]) -> None:
+        if not nets:
+            raise ValueError("nets is empty; it must hold at least 1 network")
+        for name, net in nets.items():
+            Is(nn.Module).check(f"nets[{name!r}]", net)
+        try:
+            kinds = {self._kind(net) for net in nets.values()}
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            raise ValueError(f"device is {shown(self.device)}; torch has none of this name here") from error
+        if "meta" in kinds:
+            raise ValueError("device is meta, where nothing is computed; measure on another one")
+        if self.clock == "cpu" and kinds != {"cpu"}:
+            raise ValueError(f'clock="cpu" is for networks on the CPU, not on {", ".join(sorted(kinds - {"cpu"}))}')
 
 
 def _timed(net: nn.Module, images: torch.Tensor, clock: Callable[[], float]) -> float:
@@ -190,27 +228,10 @@ def _timed(net: nn.Module, images: torch.Tensor, clock: Callable[[], float]) -> 
     return 1e3 * (clock() - begin)
 
 
-def _latency(
-    net: nn.Module, times: np.ndarray, batch_size: int, device: str | torch.device | None, threads: int | None
-) -> Latency:
-    median, q25, q75 = (float(value) for value in np.quantile(times, (0.5, 0.25, 0.75)))
-    kind = _device(net).type if device is None else torch.device(device).type
-    precision = str(_dtype(net)).removeprefix("torch.")
-    return Latency(median, q25, q75, len(times), batch_size, kind, precision, threads or torch.get_num_threads())
-
-
-def _floating(net: nn.Module) -> torch.Tensor:
-    """The first floating point weight, which tells device and precision; images stay as they are without one."""
+def _weight(net: nn.Module) -> torch.Tensor:
+    """The first floating point weight, which tells device and precision; an empty one for a network without any."""
     tensors = chain(net.parameters(), net.buffers())
     return next((t for t in tensors if t.is_floating_point()), torch.empty(0))
-
-
-def _device(net: nn.Module) -> torch.device:
-    return _floating(net).device
-
-
-def _dtype(net: nn.Module) -> torch.dtype:
-    return _floating(net).dtype
 
 
 @contextmanager
@@ -222,34 +243,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _check(
-    nets: Mapping[str, nn.Module],
-    image_size: int | tuple[int, int],
-    batch_size: int,
-    runs: int,
-    warmup: int,
-    threads: int | None,
-) -> None:
-    for name, net in nets.items():
-        if not isinstance(net, nn.Module):
-            raise TypeError(f"{name or 'net'} is a {type(net).__name__}; it must be a torch.nn.Module")
-    sides = image_size if isinstance(image_size, tuple) else (image_size,)
-    if None in (*sides, batch_size, runs, warmup):
-        raise TypeError("image_size, batch_size, runs and warmup must be integers, got None")
-    if len(sides) not in (1, 2):
-        raise ValueError(f"image_size is {image_size}; it must be one number or (height, width)")
-    for side in sides:
-        check_number("image_size", side, 1)
-    for name, value, low in (("batch_size", batch_size, 1), ("runs", runs, 1), ("warmup", warmup, 0)):
-        check_number(name, value, low)
-    check_number("threads", threads, 1)
-
-
-def _check_clock(nets: Mapping[str, nn.Module], device: str | torch.device | None, clock: str) -> None:
-    if clock not in _CLOCKS:
-        raise ValueError(f"clock is {clock!r}; it must be one of {', '.join(_CLOCKS)}")
-    used = {_device(net).type if device is None else torch.device(device).type for net in nets.values()}
-    if clock == "cpu" and used != {"cpu"}:
-        raise ValueError(f'clock="cpu" is for networks on the CPU, not on {", ".join(sorted(used - {"cpu"}))}')

@@ -9,11 +9,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from subtuning_lab.data.augment import resize_to
+from subtuning_lab.inference.preparation import Images, NetworkInput, Preparation, Size
 from subtuning_lab.inference.schedule import TRUNK, plan_rows
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain, examine_parts
 from subtuning_lab.nets.narrow import narrowed
+from subtuning_lab.utils.validation import Flag, Is, Text, checked
 
 ORIGINAL = "original"
 
@@ -25,15 +26,19 @@ class MergedNetwork(nn.Module):
     is moved or converted. Don't train the backbone in place while it is in use.
 
     Args:
-        backbone, tasks, keep_original: of `merge_tasks`, which checks them.
+        backbone, tasks, keep_original: of `merge_tasks`.
     """
 
+    @checked(backbone=Is("Chain"), tasks=Is(Mapping), keep_original=Flag())
     def __init__(self, backbone: Chain, tasks: Mapping[str, TunedTask], keep_original: bool = True):
         super().__init__()
+        _check_tasks(backbone, tasks, keep_original)
         siamese = frozenset(name for name, task in tasks.items() if task.siamese)
         subsets = {name: task.blocks for name, task in tasks.items()}
         self.schedule = plan_rows(backbone.part_names, subsets, keep_original, siamese)
-        self.image_size = next(iter(tasks.values())).image_size
+        self.classes = {name: task.classes for name, task in tasks.items()}
+        self.input = NetworkInput(_preparation(tasks), backbone.mean, backbone.std)
+        self.image_size = self.input.preparation.image_size
         self.input_size, self.num_features = backbone.input_size, backbone.num_features
         parts = [shell(part) for part in backbone.parts]
         self._in_place = _examine(backbone, parts, self.image_size)
@@ -49,8 +54,6 @@ class MergedNetwork(nn.Module):
         self.heads = nn.ModuleList(_head(task, backbone) for task in tasks.values())
         if keep_original:
             self.original = nn.Identity() if backbone.source_head is None else shell(backbone.source_head)
-        self.register_buffer("mean", backbone.mean, persistent=False)
-        self.register_buffer("std", backbone.std, persistent=False)
         self.train()
 
     @property
@@ -61,6 +64,15 @@ class MergedNetwork(nn.Module):
     def rows_table(self) -> pd.DataFrame:
         """The schedule as a table, see `Schedule.table`."""
         return self.schedule.table()
+
+    @property
+    def preparation(self) -> Preparation:
+        """How images are made what the network sees; all tasks have it in common."""
+        return self.input.preparation
+
+    def prepare(self, images: Images, size: Size | None = None) -> torch.Tensor:
+        """Any images as the network takes them, (n, 3, height, width); see `Preparation.prepared`."""
+        return self.preparation.prepared(images, size)[:]
 
     def train(self, mode: bool = True) -> MergedNetwork:
         """Stays in eval mode whatever is asked, so that no statistics can drift and no dropout draws."""
@@ -76,24 +88,20 @@ class MergedNetwork(nn.Module):
             for module in self._all:  # somebody may have called train() of a part
                 if module.training:
                     module.training = False
-        batch, tensors = images.shape[0], [self._prepared(images)]
+        batch, tensors = images.shape[0], [self.input(images)]
         for i, step in enumerate(self.schedule.steps):
             outputs = []
             if step.shared:
                 pieces = [rows.of(tensors, batch) for rows in step.inputs]
                 x = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-                outputs.append(self.frozen[str(i)](self._own(i, x)))
+                outputs.append(self.frozen[str(i)](self._input_of(i, x)))
             if step.tuned:
                 for part, rows in zip(self.tuned[str(i)], step.own_inputs, strict=True):
-                    outputs.append(part(self._own(i, rows.of(tensors, batch))))
+                    outputs.append(part(self._input_of(i, rows.of(tensors, batch))))
             tensors = outputs
         return self._logits(tensors, batch)
 
-    def _prepared(self, images: torch.Tensor) -> torch.Tensor:
-        images = images.to(self.mean.dtype) / (255 if images.dtype == torch.uint8 else 1)
-        return (resize_to(images, self.image_size) - self.mean) / self.std
-
-    def _own(self, position: int, x: torch.Tensor) -> torch.Tensor:
+    def _input_of(self, position: int, x: torch.Tensor) -> torch.Tensor:
         """The input of a part, copied where the part would change it."""
         return x.clone() if position in self._in_place else x
 
@@ -106,6 +114,7 @@ class MergedNetwork(nn.Module):
         return logits
 
 
+@checked(backbone=Is("Chain"), tasks=Is(Mapping), keep_original=Flag())
 def merge_tasks(backbone: Chain, tasks: Mapping[str, TunedTask], keep_original: bool = True) -> MergedNetwork:
     """One network that gives what the separate networks `TunedTask.network()` of many tasks give.
 
@@ -125,13 +134,6 @@ def merge_tasks(backbone: Chain, tasks: Mapping[str, TunedTask], keep_original: 
 
     Source: PAPER "Efficient Multi-Task Inference", here for any number of tasks and any subsets.
     """
-    if not isinstance(backbone, Chain):
-        raise TypeError(f"backbone is a {type(backbone).__name__}; it must be a Chain")
-    if not tasks:
-        raise ValueError("tasks is empty; give at least 1 tuned task")
-    if keep_original and ORIGINAL in tasks:
-        raise ValueError('a task is named "original", which is the pretrained output; rename it or keep_original=False')
-    _check_tasks(backbone, tasks)
     return MergedNetwork(backbone, tasks, keep_original)
 
 
@@ -155,12 +157,20 @@ def _head(task: TunedTask, backbone: Chain) -> nn.Module:
     return narrowed(task.empty_head().to(backbone.mean).requires_grad_(False), task.weights["head"])
 
 
-def _check_tasks(backbone: Chain, tasks: Mapping[str, TunedTask]) -> None:
+def _preparation(tasks: Mapping[str, TunedTask]) -> Preparation:
+    """What all tasks' images go through: of the largest ones, where a squash makes them equal."""
+    return max((task.preparation for task in tasks.values()), key=lambda steps: steps.crop_size or (0, 0))
+
+
+def _check_tasks(backbone: Chain, tasks: Mapping[str, TunedTask], keep_original: bool) -> None:
+    if not tasks:
+        raise ValueError("tasks is empty; give at least 1 tuned task")
+    if keep_original and ORIGINAL in tasks:
+        raise ValueError('a task is named "original", which is the pretrained output; rename it or keep_original=False')
     prints: dict[int, str] = {id(backbone): ""}  # most tasks hold the very same chain
-    first = next(iter(tasks))
     for name, task in tasks.items():
-        if not isinstance(task, TunedTask):
-            raise TypeError(f'task "{name}" is a {type(task).__name__}; it must be a TunedTask')
+        Text().check("a task's name", name)
+        Is("TunedTask").check(f'task "{name}"', task)
         if id(task.backbone) not in prints:
             prints[id(backbone)] = prints[id(backbone)] or backbone.fingerprint
             prints[id(task.backbone)] = task.backbone.fingerprint
@@ -169,15 +179,20 @@ def _check_tasks(backbone: Chain, tasks: Mapping[str, TunedTask]) -> None:
                 f'task "{name}" was tuned from {task.backbone.name} with fingerprint '
                 f"{prints[id(task.backbone)][:12]}; this backbone is {backbone.name} with {prints[id(backbone)][:12]}"
             )
-        if task.image_size != tasks[first].image_size:
-            raise ValueError(
-                f'task "{name}" has image_size {task.image_size}, task "{first}" has {tasks[first].image_size}; '
-                "merged tasks see the same images"
-            )
-    trained = {task.pixels: name for name, task in tasks.items() if task.pixels}
-    if len(trained) > 1:
-        told = ", ".join(f'"{name}" {height} x {width}' for (height, width), name in trained.items())
-        raise ValueError(
-            f"tasks were trained on images of different sizes in pixels: {told}; merged tasks see the same images, so "
-            "tune them with one image_size in their recipes"
-        )
+    told = "merged tasks see the same images, so tune them with one image_size in their recipes"
+    sizes = {
+        "image_size": {name: task.image_size for name, task in tasks.items()},
+        "images of": {name: task.pixels for name, task in tasks.items() if task.pixels},
+        "images of height / width": {name: task.aspect for name, task in tasks.items() if task.aspect},
+    }
+    for what, of_tasks in sizes.items():
+        names: dict[object, str] = {}  # the first task of each size
+        for name, size in of_tasks.items():
+            names.setdefault(size, name)
+        if len(names) > 1:
+            words = (f'task "{name}" has {what} {_size(size)}' for size, name in names.items())
+            raise ValueError(f"{', '.join(words)}; {told}")
+
+
+def _size(size: object) -> str:
+    return " x ".join(map(str, size)) if isinstance(size, tuple) else str(size)

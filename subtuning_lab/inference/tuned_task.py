@@ -1,24 +1,75 @@
-"""The saved difference: what a task changed in its backbone, as one small file."""
+"""The saved difference: what a task changed in its backbone, as one small file, and the network that it makes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import torch
 from torch import nn
 
-from subtuning_lab.data.arrays import check_number
+from subtuning_lab.data.arrays import check_labels
+from subtuning_lab.data.decode import LARGEST_SIZE
 from subtuning_lab.data.task import Split
-from subtuning_lab.inference.checkpoint import STORED_DTYPES, Weights, read_task, stored, write_task
-from subtuning_lab.inference.task_networks import SiameseNetwork, TaskNetwork
+from subtuning_lab.inference.checkpoint import STORED_DTYPES, Header, Weights, read_task, stored, write_task
+from subtuning_lab.inference.preparation import Images, NetworkInput, Preparation, Size
 from subtuning_lab.nets.chain import Chain, fork_of, frozen_copy, in_order, put_parts, subset_of
 from subtuning_lab.nets.flops import part_table
 from subtuning_lab.nets.heads import empty_readout
+from subtuning_lab.nets.inputs import BATCH, accuracy_of, logits_of
 from subtuning_lab.nets.narrow import check_narrow, narrowed
+from subtuning_lab.utils.validation import (
+    Flag,
+    Is,
+    OneOf,
+    Real,
+    Rule,
+    Several,
+    Sides,
+    Text,
+    Whole,
+    check_all,
+    checked,
+    shown,
+)
+
+MOST_LAYERS, MOST_PIXELS = 100, 2**15  # a forged file could ask for any number
+
+
+class TaskNetwork(nn.Module):
+    """Images (batch, 3, height, width), uint8 or float in [0, 1], to logits (batch, classes)."""
+
+    def __init__(self, backbone: Chain, head: nn.Module, preparation: Preparation):
+        super().__init__()
+        self.backbone, self.head, self.image_size = backbone, head, preparation.image_size
+        self.input = NetworkInput(preparation, backbone.mean, backbone.std)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(self.input(images)))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.backbone(x)
+
+
+class SiameseNetwork(TaskNetwork):
+    """The frozen features beside the tuned ones; parts before the first tuned one run once for both."""
+
+    def __init__(self, backbone: Chain, head: nn.Module, preparation: Preparation, frozen: Chain, fork: int):
+        super().__init__(backbone, head, preparation)
+        self.frozen, self.fork = frozen, fork
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        self.eval()  # what the two chains' own forward would see to
+        for part in self.frozen.parts[: self.fork]:
+            x = part(x)
+        sides = [x.clone(), x]  # a part may write into its input
+        for side, chain in enumerate((self.frozen, self.backbone)):
+            for part in chain.parts[self.fork :]:
+                sides[side] = part(sides[side])
+        return torch.cat(sides, dim=1)
 
 
 @dataclass(frozen=True)
@@ -31,17 +82,33 @@ class TunedTask:
         weights: part name -> tensors, buffers too, and "head" -> weight (classes, num_features) and bias (classes,); a
             deeper readout's are those of its layers, "0.weight" and so on.
         classes: class names; logit i means classes[i].
-        image_size: side in pixels that images are resized to; None takes them as they are.
+        image_size: side in pixels that images are squashed to; None takes them as they are.
         provenance: task, recipe and library versions, as plain values.
         siamese: the readout sees the frozen features, then the tuned ones; its weight is (classes, 2 num_features).
         scores: name -> finite number, e.g. {"test accuracy": 0.91, "n": 500}; accuracies in [0, 1].
         head_depth: linear layers of the readout.
         pruned: names of the tuned parts that have fewer inner channels than the backbone's, see `prune_blocks`.
+        crop_size: (height, width) in pixels of the task's images, before `image_size`; see `Preparation`.
 
     Raises:
-        TypeError: a backbone that is no Chain, or scores that are no numbers.
-        ValueError: an unknown block, or tensors that are not those of the tuned parts and the readout.
+        TypeError: an argument of another type.
+        ValueError: an unknown block, a value out of its range, tensors that are not those of the tuned parts and the
+            readout, or that hold NaN or infinity, as those of a diverged training do.
     """
+
+    rules: ClassVar[dict[str, Rule]] = {
+        "backbone": Is("Chain"),
+        "blocks": Several(Text(), least=0),
+        "weights": Is(Mapping),
+        "classes": Several(Text(), unique=True),
+        "image_size": Whole(1, LARGEST_SIZE).or_none(),
+        "provenance": Is(Mapping),
+        "siamese": Flag(),
+        "scores": Is(Mapping),
+        "head_depth": Whole(1, MOST_LAYERS),
+        "pruned": Several(Text(), least=0),
+        "crop_size": Sides(1, MOST_PIXELS, pairs_only=True).or_none(),
+    }
 
     backbone: Chain = field(repr=False)
     blocks: frozenset[str]
@@ -53,17 +120,17 @@ class TunedTask:
     scores: dict[str, float] = field(default_factory=dict)
     head_depth: int = 1
     pruned: frozenset[str] = frozenset()
+    crop_size: Size | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.backbone, Chain):
-            raise TypeError(f"backbone is a {type(self.backbone).__name__}; it must be a Chain")
-        check_number("head_depth", self.head_depth, 1)
-        check_number("image_size", self.image_size, 1)
-        if not all(isinstance(name, str) for name in self.classes):
-            raise TypeError(f"classes is {self.classes!r}; class names are strings")
+        check_all(vars(self), self.rules)
+        for name, kind in (("blocks", frozenset), ("pruned", frozenset), ("classes", tuple), ("crop_size", tuple)):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else kind(value))
         _check_scores(self.scores)
         _check_complete(self)
         _check_pruned(self)
+        _check_finite(self)
 
     def __str__(self) -> str:
         """What it is and how good, in one line."""
@@ -77,50 +144,65 @@ class TunedTask:
         )
 
     @property
-    def pixels(self) -> tuple[int, int] | None:
+    def pixels(self) -> Size | None:
         """Height and width of the images that its network works on; None where training didn't record them."""
-        recorded = self.provenance.get("pixels") if self.image_size is None else [self.image_size] * 2
+        if self.image_size is not None:
+            return self.image_size, self.image_size
+        recorded = self.crop_size or self.provenance.get("pixels")
         return None if recorded is None else tuple(recorded)
+
+    @property
+    def aspect(self) -> float | None:
+        """Height over width of its images before `image_size` squashes them; None where nothing tells it."""
+        crop = self.preparation.crop_size
+        return None if crop is None else crop[0] / crop[1]
+
+    @property
+    def preparation(self) -> Preparation:
+        """How images are made what its network sees."""
+        crop = self.crop_size or (self.pixels if self.image_size is None else None)
+        mean, std = (tuple(values.flatten().tolist()) for values in (self.backbone.mean, self.backbone.std))
+        return Preparation(crop, self.image_size, mean, std, self.pixels or self.backbone.input_size[1:])
 
     def network(self) -> nn.Module:
         """The separate network of this task, in eval mode: images (batch, 3, height, width) to logits (batch, classes).
 
-        Images are uint8 or float in [0, 1]; normalization and resizing are inside. It stays frozen and in eval mode,
+        Images are uint8 or float in [0, 1]; normalization and squashing are inside. It stays frozen and in eval mode,
         whatever is called on it. A Siamese one holds frozen parts once and computes what comes before the first tuned
         part once.
         """
         chain = frozen_copy(self.backbone)
         for name in self.blocks:
-            own = {key: t.clone(memory_format=torch.contiguous_format) for key, t in self.weights[name].items()}
-            put_parts(chain, {name: narrowed(chain.part(name), own)})
+            state = {key: t.clone(memory_format=torch.contiguous_format) for key, t in self.weights[name].items()}
+            put_parts(chain, {name: narrowed(chain.part(name), state)})
         head = self.empty_head().to(chain.mean).requires_grad_(False)  # first, or float64 weights would be rounded
         head.load_state_dict(self.weights["head"])
         if not self.siamese:
-            return TaskNetwork(chain, head, self.image_size).eval()
+            return TaskNetwork(chain, head, self.preparation).eval()
         frozen = frozen_copy(self.backbone)
         put_parts(chain, {name: frozen.part(name) for name in chain.part_names if name not in self.blocks})
-        return SiameseNetwork(chain, head, self.image_size, frozen, fork_of(chain, self.blocks)).eval()
+        return SiameseNetwork(chain, head, self.preparation, frozen, fork_of(chain, self.blocks)).eval()
 
     def empty_head(self, device: str = "cpu") -> nn.Module:
         """A readout like this task's, features to logits, whose weights are not set yet."""
         return empty_readout(self.backbone.num_features, len(self.classes), self.head_depth, self.siamese, device)
 
-    def predict(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
-        """Class probabilities (n, classes) of images (n, 3, height, width), uint8 or float in [0, 1]."""
-        network = self.network()
-        device = self.backbone.mean.device
-        with torch.no_grad():
-            return torch.cat([network(rows.to(device)).softmax(-1).cpu() for rows in images.split(batch_size)])
+    def prepare(self, images: Images) -> torch.Tensor:
+        """Any images as the network takes them, (n, 3, height, width); see `Preparation.prepared`."""
+        return self.preparation.prepared(images)[:]
 
-    def accuracy(self, split: Split, batch_size: int = 256) -> float:
-        """Share of a split's images, in [0, 1], that are classified right."""
-        network, device, hits = self.network(), self.backbone.mean.device, 0
-        with torch.no_grad():
-            for rows in torch.arange(len(split)).split(batch_size):
-                predictions = network(split.images[rows].to(device)).argmax(-1).cpu()
-                hits += int((predictions == split.labels[rows].cpu()).sum())
-        return hits / len(split)
+    @checked(batch_size=Whole(1))
+    def predict(self, images: Images, batch_size: int = BATCH) -> torch.Tensor:
+        """Class probabilities (n, classes) of images: whatever `Preparation.prepared` takes, brought to their size."""
+        return logits_of(self.network(), self.preparation.prepared(images), batch_size).softmax(-1)
 
+    @checked(split=Is(Split), batch_size=Whole(1))
+    def accuracy(self, split: Split, batch_size: int = BATCH) -> float:
+        """Share of a split's images, in [0, 1], that are classified right; NaN where a logit is not finite."""
+        check_labels(split.labels, self.classes, "split")
+        return accuracy_of(logits_of(self.network(), self.preparation.prepared(split.images), batch_size), split.labels)
+
+    @checked(dtype=OneOf(tuple(STORED_DTYPES)))
     def size_table(self, dtype: str | None = None) -> pd.DataFrame:
         """What the file holds of each part, and what the whole backbone would take.
 
@@ -133,13 +215,13 @@ class TunedTask:
         """
         saved, rows = stored(self.weights, dtype), []
         for name in (*self.backbone.part_names, "head"):
-            own = saved.get(name, {}).values()
+            tuned = saved.get(name, {}).values()
             whole = () if name == "head" else self.backbone.part(name).state_dict().values()
-            rows.append((name, name in saved, sum(t.numel() for t in own), _bytes(own), _bytes(whole)))
-        return pd.DataFrame(rows, columns=["part", "tuned", "values", "saved_bytes", "backbone_bytes"]).set_index(
-            "part"
-        )
+            rows.append((name, name in saved, sum(t.numel() for t in tuned), _bytes(tuned), _bytes(whole)))
+        columns = ["part", "tuned", "values", "saved_bytes", "backbone_bytes"]
+        return pd.DataFrame(rows, columns=columns).set_index("part")
 
+    @checked(path=Is((str, Path)), dtype=OneOf(tuple(STORED_DTYPES)))
     def save(self, path: str | Path, dtype: str | None = None) -> Path:
         """Writes a .safetensors file of the tuned part only, whole or not at all.
 
@@ -150,6 +232,7 @@ class TunedTask:
         Raises:
             ValueError: another ending, an unknown dtype, a number that half precision can't hold, or provenance that
                 is no plain values.
+            OSError: it can't be written there.
         """
         base = self.backbone
         header = {
@@ -161,6 +244,7 @@ class TunedTask:
             "blocks": list(in_order(base, self.blocks)),
             "classes": list(self.classes),
             "image_size": self.image_size,
+            "crop_size": self.crop_size and list(self.crop_size),
             "siamese": self.siamese,
             "head_depth": self.head_depth,
             "pruned": list(in_order(base, self.pruned)),
@@ -171,6 +255,7 @@ class TunedTask:
         return write_task(path, stored(self.weights, dtype), header)
 
 
+@checked(path=Is((str, Path)), backbone=Is("Chain"))
 def load_tuned(path: str | Path, backbone: Chain) -> TunedTask:
     """A tuned task from its file.
 
@@ -183,25 +268,24 @@ def load_tuned(path: str | Path, backbone: Chain) -> TunedTask:
         TypeError: a backbone that is no Chain.
         ValueError: not such a file, changed since it was written, or of another backbone.
     """
-    header, weights = read_task(path)
-    if not isinstance(backbone, Chain):
-        raise TypeError(f"backbone is a {type(backbone).__name__}; it must be a Chain")
-    _check_base(path, header, backbone)
-    try:
-        return TunedTask(
-            backbone,
-            frozenset(header["blocks"]),
-            _widened(weights, header["dtype"], backbone),
-            tuple(header["classes"]),
-            header["image_size"],
-            header["provenance"],
-            header["siamese"],
-            header["scores"],
-            header["head_depth"],
-            frozenset(header["pruned"]),
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} doesn't fit: {error}") from error
+
+    def task_of(header: Header, weights: Weights) -> TunedTask:
+        _check_base(path, header, backbone)
+        try:
+            return TunedTask(
+                backbone,
+                header["blocks"],
+                _widened(weights, header["dtype"], backbone),
+                header["classes"],
+                **{name: header[name] for name in _IN_HEADER},
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} doesn't fit: {error}") from error
+
+    return task_of(*read_task(path, examine=task_of))
+
+
+_IN_HEADER = ("image_size", "provenance", "siamese", "scores", "head_depth", "pruned", "crop_size")
 
 
 def show_score(value: float) -> str:
@@ -215,22 +299,21 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 def _widened(weights: Weights, dtype: str | None, backbone: Chain) -> dict[str, dict[str, torch.Tensor]]:
     """Tensors of a half-precision file in the dtype that the backbone has them in."""
-    if dtype is None:
-        return {part: dict(state) for part, state in weights.items()}
-    wide = backbone.mean.dtype
+    narrow, wide = STORED_DTYPES[dtype], backbone.mean.dtype
     return {
-        part: {
-            key: tensor.to(wide) if tensor.dtype == STORED_DTYPES[dtype] else tensor for key, tensor in state.items()
-        }
+        part: {key: t.to(wide) if t.dtype == narrow else t for key, t in state.items()}
         for part, state in weights.items()
     }
 
 
-def _check_base(path: str | Path, header: Mapping[str, object], backbone: Chain) -> None:
+def _check_base(path: str | Path, header: Header, backbone: Chain) -> None:
     """Raises ValueError unless the file's header describes this backbone."""
-    own = {"mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()}
-    other = [f"its {name} is {header[name]}, this backbone's {own[name]}" for name in own if header[name] != own[name]]
+    here = {"mean": backbone.mean.flatten().tolist(), "std": backbone.std.flatten().tolist()}
+    other = [f"its {name} is {header[name]}, this backbone's {here[name]}" for name in here]
+    other = [text for name, text in zip(here, other, strict=True) if header[name] != here[name]]
     if header["base"] != backbone.fingerprint or other:
+        if backbone.mean.dtype != torch.float32:
+            other.append(f"in {_dtype_name(backbone.mean.dtype)}: convert networks, not the backbone")
         raise ValueError(
             f"{path} was tuned from {header['base_name']} with fingerprint {header['base'][:12]}; "
             f"this backbone is {backbone.name} with {'; '.join([backbone.fingerprint[:12], *other])}"
@@ -239,29 +322,33 @@ def _check_base(path: str | Path, header: Mapping[str, object], backbone: Chain)
 
 def _check_scores(scores: Mapping[str, float]) -> None:
     for name, value in scores.items():
-        if not isinstance(name, str) or isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"scores has {name!r}: {value!r}; it maps names to numbers")
-        if not math.isfinite(value):
-            raise ValueError(f"scores has {name}: {value}; a score is finite")
+        if not isinstance(name, str):
+            raise TypeError(f"scores has the key {shown(name)}; it maps names to numbers")
+        Real().check(f"scores[{name!r}]", value)
 
 
 def _check_complete(task: TunedTask) -> None:
     """Raises ValueError unless there is every tensor of the tuned parts and the readout, in its shape and dtype."""
     base = task.backbone
-    expected = {name: _kinds(base.part(name).state_dict()) for name in subset_of(base, task.blocks)}
-    expected["head"] = _kinds(task.empty_head("meta").to(base.mean.dtype).state_dict())
-    for name in task.pruned & expected.keys() & task.weights.keys():  # whose sizes `_check_pruned` looks at
-        given = task.weights[name]
-        expected[name] = {
-            key: f"{tuple(given[key].shape)} {kind.split(') ')[1]}" if key in given else kind
-            for key, kind in expected[name].items()
-        }
-    for name in sorted(expected.keys() | task.weights.keys()):
-        wanted, given = expected.get(name, {}), _kinds(task.weights.get(name, {}))
-        wrong = sorted(key for key in wanted.keys() | given.keys() if wanted.get(key) != given.get(key))
+    expected = {name: _kinds(name, base.part(name).state_dict()) for name in subset_of(base, task.blocks)}
+    expected["head"] = _kinds("head", task.empty_head("meta").to(base.mean.dtype).state_dict())
+    given = {name: _kinds(name, state) for name, state in task.weights.items()}
+    for name in task.pruned & expected.keys() & given.keys():  # whose sizes `_check_pruned` looks at
+        expected[name] = {key: (given[name].get(key, kind)[0], kind[1]) for key, kind in expected[name].items()}
+    for name in sorted(expected.keys() | given.keys()):
+        wanted, there = expected.get(name, {}), given.get(name, {})
+        wrong = sorted(key for key in wanted.keys() | there.keys() if wanted.get(key) != there.get(key))
         if wrong:
-            kinds = f"{given.get(wrong[0], 'missing')}, expected {wanted.get(wrong[0], 'none')}"
-            raise ValueError(f"tensor {wrong[0]} of {name} is {kinds}")
+            words = [" ".join(map(str, kinds[wrong[0]])) if wrong[0] in kinds else None for kinds in (there, wanted)]
+            raise ValueError(f"tensor {wrong[0]} of {name} is {words[0] or 'missing'}, expected {words[1] or 'none'}")
+
+
+def _kinds(part: str, state: Mapping[str, torch.Tensor]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each tensor."""
+    Is(Mapping).check(f"weights[{part!r}]", state)
+    for key, tensor in state.items():
+        Is(torch.Tensor).check(f"weights[{part!r}][{key!r}]", tensor)
+    return {key: (tuple(tensor.shape), _dtype_name(tensor.dtype)) for key, tensor in state.items()}
 
 
 def _check_pruned(task: TunedTask) -> None:
@@ -277,8 +364,14 @@ def _check_pruned(task: TunedTask) -> None:
         check_narrow(name, base.part(name), task.weights[name], taken, behind[name])
 
 
-def _kinds(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    return {key: f"{tuple(tensor.shape)} {_dtype_name(tensor.dtype)}" for key, tensor in state.items()}
+def _check_finite(task: TunedTask) -> None:
+    """Raises ValueError where a tensor holds NaN or infinity and the backbone's doesn't."""
+    for name, state in task.weights.items():
+        for key, tensor in state.items():
+            if tensor.is_meta or not tensor.is_floating_point() or tensor.isfinite().all():
+                continue
+            if name == "head" or task.backbone.part(name).state_dict()[key].isfinite().all():
+                raise ValueError(f"tensor {key} of {name} holds NaN or infinity, as a diverged training leaves it")
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -151,7 +151,7 @@ class Trainer:
         }
         siamese = trial.recipe.siamese and bool(trial.blocks)
         own = (self.backbone, fit.blocks, fit.weights, self.task.classes, self.image_size, provenance)
-        return TunedTask(*own, siamese=siamese, head_depth=trial.recipe.head_depth)
+        return TunedTask(*own, siamese=siamese, head_depth=trial.recipe.head_depth, crop_size=self.task.image_size)
 
     def _fold(self, number: int) -> tuple[Split, Split]:
         """Training and validation images of a fold, on the device if they fit."""

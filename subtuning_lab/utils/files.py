@@ -17,20 +17,28 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Readers see the old content or the new, never a part of it; threads and processes that write the same path at once
     don't disturb each other, and the last one's content stays. A kill leaves a file that ends in `UNFINISHED`.
+
+    Raises:
+        OSError: of the kind that the system gave, with the path and what to do.
     """
-    path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
-    os.close(handle)
-    part = Path(name)
+    path, part = Path(path).expanduser(), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
+        os.close(handle)
+        part = Path(name)
         yield part
         part.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
         _sync(part)
         os.replace(part, path)
         _sync(path.parent)
+    except OSError as error:
+        told = type(error)(f"{path} can't be written: {error.strerror or error}; make room for it or name another path")
+        told.errno = error.errno
+        raise told from error
     finally:
-        part.unlink(missing_ok=True)
+        if part is not None:
+            part.unlink(missing_ok=True)
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:

@@ -77,6 +77,29 @@ class Whole(Rule):
 
 
 @dataclass(frozen=True)
+class Sides(Whole):
+    """Height and width in pixels: one whole number if they are equal, or a pair."""
+
+    low: int | None = 1
+    pairs_only: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """One number or two in words."""
+        pair = f"(height, width), each {super().allowed}"
+        return pair if self.pairs_only else f"{super().allowed}, or {pair}"
+
+    def error_of(self, value: object) -> type[Exception] | None:
+        if isinstance(value, tuple | list):
+            return ValueError if len(value) != 2 else next(filter(None, map(super().error_of, value)), None)
+        return TypeError if self.pairs_only else super().error_of(value)
+
+    def wrong(self) -> Iterator[object]:
+        yield from super().wrong()
+        yield from ((8, 8, 8), (8, 0), (8, "8"))
+
+
+@dataclass(frozen=True)
 class Real(Rule):
     """A finite number (numpy's too, no bool) from `low` to `high`; `above` and `below` leave these out themselves."""
 
@@ -351,9 +374,11 @@ def check_all(values: Mapping[str, object], rules: Mapping[str, Rule]) -> None:
 
 
 def shown(value: object, most: int = 80) -> str:
-    """A value as messages show it: on one line, and short."""
+    """A value as messages show it: on one line, and short; of large objects the class alone."""
     text = " ".join(repr(value).split())
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    if len(text) <= most:
+        return text
+    return f"{text[: most - 3]}..." if type(value).__module__ == "builtins" else f"a {type(value).__name__}"
 
 
 def _is_number(value: object) -> bool:

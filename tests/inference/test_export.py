@@ -120,8 +120,6 @@ def test_a_part_that_cannot_be_folded_stays():
 
 
 def test_bad_arguments_of_optimize():
-    with pytest.raises(ValueError, match="mode is 'fast'; it must be None or one of default, reduce-overhead"):
-        optimize(tiny_chain(), mode="fast")
     with pytest.raises(TypeError, match="net is a Linear; it must be of merge_tasks"):
         optimize(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="pack is for float32 on a CPU with oneDNN; this network is torch.float64"):
@@ -198,7 +196,7 @@ def test_bad_arguments_of_export(merged, tmp_path):
         export_merged(tasks["one"].network(), tmp_path / "net.pt2")
     with pytest.raises(ValueError, match="net has packed weights"):
         export_merged(optimize(net, pack=True), tmp_path / "net.pt2")
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size is 0"):
         export_merged(net, tmp_path / "net.pt2", batch_size=0)
     with pytest.raises(ValueError, match="torch.int64; images are torch.uint8"):
         export_merged(net, tmp_path / "net.pt2", dtype=torch.int64)

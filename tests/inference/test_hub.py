@@ -117,7 +117,7 @@ def test_a_local_folder_is_a_repository_too(tuned, tmp_path):
 
 def test_the_card_tells_what_the_file_is(tuned, tmp_path):
     metadata, text = card_of(write_repository(tuned, tmp_path, repo_id="owner/name"))
-    assert "| image size | as the images are; 8 x 8 pixels in training |" in text
+    assert "| images | scaled to cover 8 x 8 pixels, the centre cut out |" in text
     assert metadata["library_name"] == "subtuning-lab" and metadata["pipeline_tag"] == "image-classification"
     assert (metadata["backbone"], metadata["task"], metadata["blocks"]) == ("tiny", "tiny", ["block2"])
     assert metadata["classes"] == ["a", "b", "c"] and metadata["siamese"] is False
