@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from subtuning_lab.cli.main import app
 from subtuning_lab.data.images import StreamedImages
-from subtuning_lab.data.task import Split, load_task
+from subtuning_lab.data.load import load_task
+from subtuning_lab.data.task import Split
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.inference.merge import merge_tasks
 from subtuning_lab.inference.tuned_task import TunedTask, load_tuned
