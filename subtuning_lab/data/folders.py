@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from subtuning_lab.data.arrays import MOST_CLASSES, printable
+from subtuning_lab.data.arrays import MOST_CLASSES
 from subtuning_lab.data.corruptions.registry import SEVERITIES
 from subtuning_lab.data.decode import image_suffixes
 from subtuning_lab.data.images import NpyRows
 from subtuning_lab.data.splits import Listing, Part, seeded_split
+from subtuning_lab.utils.text import printable
 from subtuning_lab.utils.validation import shown
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from subtuning_lab.data.arrays import as_images, as_integers, printable
+from subtuning_lab.data.arrays import as_images, as_integers
+from subtuning_lab.utils.text import printable
 
 
 def pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
