@@ -67,13 +67,14 @@ def select_sections(notebooks: str | Path, sections: Iterable[str] = ()) -> dict
 
 
 def fingerprint(notebook: Path, parameters: Mapping[str, Any]) -> str:
-    """Hash all that determines a run: the notebook's cells, the parameters, the package's code and its weights."""
+    """Hash all that determines a run: the notebook's cells, the parameters, every file of the package."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     for cell in nbformat.read(notebook, as_version=4).cells:
         digest.update(f"\0{cell.cell_type}\0{cell.source}".encode())
     package = Path(__file__).parents[1]
-    for source in sorted([*package.rglob("*.py"), *package.rglob("*.safetensors")]):
-        digest.update(source.read_bytes())
+    for source in sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+        content = hashlib.sha256(source.read_bytes()).digest()
+        digest.update(f"\0{source.relative_to(package).as_posix()}\0".encode() + content)
     return digest.hexdigest()
 
 
