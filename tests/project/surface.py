@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -84,15 +83,14 @@ class Material:
     greedy = cached_property(lambda self: lab.greedy_subtuning(self.study))
     tuned = cached_property(lambda self: self.study.fit(["block3"]))
     merged = cached_property(lambda self: lab.merge_tasks(self.source_chain, {"tiny": self.tuned}))
-    bounds = cached_property(lambda self: {"test": lab.test_set_bound(3, 100), "one": self.subtuning_bound})
-    subtuning_bound = cached_property(
-        lambda self: lab.subtuning_bound(n=10**6, tuned_params=10, delta=1.0, n_blocks=3, max_blocks=1)
-    )
+    bounds = cached_property(lambda self: {"test": lab.test_set_bound(3, 100)})
     fold_scores = cached_property(lambda self: self.study.scores([["block1"]]))
     official = cached_property(
         lambda self: lab.Task("tiny", self.task.classes, self.task.train, self.task.test, torch.arange(40, 48))
     )
-    measured = cached_property(lambda self: lab.measure_bounds(self.frozen_study, {b: [b] for b in self.chain.block_names}))
+    measured = cached_property(
+        lambda self: lab.measure_bounds(self.frozen_study, {name: [name] for name in self.chain.block_names})
+    )
     curve = cached_property(lambda self: lab.interpolation_curve(self.study, ["block3"], self.other, [0.0, 0.5, 1.0]))
 
     @cached_property
@@ -177,6 +175,7 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
     # data
     "Split": lambda m: dict(images=m.other.images, labels=m.other.labels),
     "Split.take": lambda m: dict(self=m.other, indices=torch.arange(3)),
+    "Split.corrupted": lambda m: dict(self=m.other, corruptions=[("contrast", 5)], part=0),
     "Task": lambda m: dict(name="tiny", classes=("a", "b", "c"), train=m.task.train, test=m.task.test),
     "Task.folds": lambda m: dict(self=m.task, k=2),
     "Task.from_arrays": lambda m: dict(images=IMAGES, labels=[0, 1, 0, 1]),
@@ -193,7 +192,6 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
     ),
     "Prepared": lambda m: dict(backbone=m.chain),
     "Prepared.costs": lambda m: dict(self=lab.Prepared(m.chain), example=IMAGES, subsets=[frozenset()], batch_size=4),
-    "Prepared.forks": lambda m: dict(self=lab.Prepared(m.chain), subsets=[frozenset()]),
     "Prepared.shared": lambda m: dict(self=lab.Prepared(m.chain), example=IMAGES, fold=True),
     # inference
     "TunedTask": lambda m: {
@@ -356,9 +354,12 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
     "plot_curves": lambda m: dict(table=lab.summarize_repeats(m.curves)),
     "plot_methods": lambda m: dict(table=table("method accuracy std n params", ("LP", 0.5, 0.1, 3, 0))),
     "plot_tradeoff": lambda m: dict(table=table("method accuracy std n params", ("LP", 0.5, 0.1, 3, 0))),
+    "plot_confusion": lambda m: dict(confusion=pd.DataFrame([[3, 1], [0, 4]], index=list("ab"), columns=list("ab"))),
     "plot_trace": lambda m: dict(trace=m.greedy.trace, block_names=m.chain.block_names),
     "plot_strategies": lambda m: dict(summary=lab.summarize_queries(m.queries)),
-    "plot_choices": lambda m: dict(table=table("blocks label accuracy error n ms", (("b",), "b", 0.5, 0.1, 3, 1.0)), x="ms"),
+    "plot_choices": lambda m: dict(
+        table=table("blocks label accuracy error n ms", (("b",), "b", 0.5, 0.1, 3, 1.0)), x="ms"
+    ),
     "plot_fork": lambda m: dict(rows=m.merged.rows_table()),
     "plot_forgetting": lambda m: dict(average=lab.average_shifts(m.shifts)),
     "plot_shift_profiles": lambda m: dict(profiles={"contrast@5": m.profile}),
@@ -372,17 +373,22 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
     "plot_against_gap": lambda m: dict(table=m.measured, column="paper"),
     "plot_terms": lambda m: dict(table=lab.bound_table(m.bounds)),
     # notebook
-    "browse_alphas": lambda m: dict(summary=lab.summarize_interpolation(m.curve)),
-    "browse_profile": lambda m: dict(profiles={"one": m.profile}),
-    "browse_shifts": lambda m: dict(task=m.task, profiles={"contrast@5": m.profile}, n_examples=2),
-    "browse_sizes": lambda m: dict(summary=lab.summarize_repeats(m.curves)),
-    "choose_study": lambda m: dict(backbones=["lab-resnet"], tasks=["digits"]),
-    "move_bound": lambda m: dict(n=100, tuned_params=10, params=100, delta=1.0, n_blocks=4),
-    "plan_merge": lambda m: dict(backbone=m.source_chain, tasks={"tiny": m.tuned}, runs=1),
-    "replay_trace": lambda m: dict(found=m.greedy),
-    "tick_blocks": lambda m: dict(study=m.study),
-    "train_ticked": lambda m: dict(study=m.study, profile=m.profile),
+    "AlphaPanel": lambda m: dict(summary=lab.summarize_interpolation(m.curve)),
+    "ProfilePanel": lambda m: dict(profiles={"one": m.profile}),
+    "ShiftPanel": lambda m: dict(task=m.task, profiles={"contrast@5": m.profile}, n_examples=2),
+    "SizePanel": lambda m: dict(summary=lab.summarize_repeats(m.curves)),
+    "StudyPanel": lambda m: dict(backbones=["lab-resnet"], tasks=["digits"]),
+    "BoundPanel": lambda m: dict(n=100, tuned_params=10, params=100, delta=1.0, n_blocks=4),
+    "MergePanel": lambda m: dict(backbone=m.source_chain, tasks={"tiny": m.tuned}, runs=1),
+    "TracePanel": lambda m: dict(search=m.greedy),
+    "BlockPanel": lambda m: dict(study=m.study),
+    "TrainPanel": lambda m: dict(study=m.study, profile=m.profile),
     "untrained_task": lambda m: dict(backbone=m.chain, blocks=["block1"]),
+    "BlockPanel.tick": lambda m: dict(self=notebook.BlockPanel(m.study), blocks=["block1"]),
+    "MergePanel.measure": lambda m: dict(self=notebook.MergePanel(m.source_chain, {"tiny": m.tuned}, runs=1)),
+    "TrainPanel.join": lambda m: dict(self=notebook.TrainPanel(m.study, m.profile)),
+    "TrainPanel.stop": lambda m: dict(self=notebook.TrainPanel(m.study, m.profile)),
+    "TrainPanel.train": lambda m: dict(self=notebook.TrainPanel(m.study, m.profile)),
     # report
     "machine_line": lambda m: {},
     "reproduce": lambda m: dict(notebooks=m.notebooks, results=m.path("results")),
