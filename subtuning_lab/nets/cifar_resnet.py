@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from subtuning_lab.utils.validation import OneOf, Whole, checked
+
 LAB_MEAN: tuple[float, float, float] = (0.5, 0.5, 0.5)
 LAB_STD: tuple[float, float, float] = (0.5, 0.5, 0.5)
 LAB_IMAGE_SIZE = 32
@@ -90,9 +92,11 @@ class CifarResNet(nn.Module):
     Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (2015), section 4.2.
     """
 
+    @checked(depth=Whole(8, 2000), num_classes=Whole(1), stem_stride=Whole(1), shortcut=OneOf(("A", "B")))
     def __init__(self, depth: int = 20, num_classes: int = 10, stem_stride: int = 1, shortcut: Shortcut = "A") -> None:
         super().__init__()
-        _check_cifar_resnet(depth, num_classes, stem_stride, shortcut)
+        if (depth - 2) % 6 != 0:
+            raise ValueError(f"depth is {depth}; it must be 6n + 2 (8, 14, 20, 32, 44, 56, 110, ...)")
         n_blocks = (depth - 2) // 6
         narrow, middle, wide = STAGE_WIDTHS
         self.num_classes = num_classes
@@ -126,18 +130,6 @@ class CifarResNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _check_cifar_resnet(depth: int, num_classes: int, stem_stride: int, shortcut: str) -> None:
-    """Raise ValueError that names the first argument out of range and what is allowed."""
-    if depth < 8 or (depth - 2) % 6 != 0:
-        raise ValueError(f"depth must be 6n + 2 with n >= 1 (8, 14, 20, 32, 44, 56, 110, ...), got {depth!r}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes!r}")
-    if stem_stride < 1:
-        raise ValueError(f"stem_stride must be at least 1, got {stem_stride!r}")
-    if shortcut not in ("A", "B"):
-        raise ValueError(f"shortcut must be 'A' or 'B', got {shortcut!r}")
-
-
 def lab_resnet(num_classes: int = 100) -> CifarResNet:
     """Return an untrained `lab-resnet`: depth 20, stem stride 2, projection shortcuts, about 0.28 M parameters.
 
@@ -150,6 +142,7 @@ def lab_resnet(num_classes: int = 100) -> CifarResNet:
     return CifarResNet(depth=20, num_classes=num_classes, stem_stride=2, shortcut="B")
 
 
+@checked(num_classes=Whole(0))
 def lab_vit(num_classes: int = 100) -> VisionTransformer:
     """Return an untrained `lab-vit`: timm's vision transformer, patch 4, width 96, 6 blocks, about 0.47 M parameters.
 
@@ -159,12 +152,7 @@ def lab_vit(num_classes: int = 100) -> VisionTransformer:
     Returns:
         A network for images (batch, 3, 32, 32) normalized with `LAB_MEAN` and `LAB_STD`; its features are the
         mean of the 64 normalized patch tokens.
-
-    Raises:
-        ValueError: If `num_classes` is negative.
     """
-    if num_classes < 0:
-        raise ValueError(f"num_classes must be at least 0 (0: no readout), got {num_classes!r}")
     return VisionTransformer(
         img_size=LAB_IMAGE_SIZE,
         patch_size=4,

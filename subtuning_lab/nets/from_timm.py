@@ -51,6 +51,11 @@ FAMILIES: dict[type[nn.Module], Family] = {
 }
 
 
+def family_of(model: nn.Module) -> Family | None:
+    """Where the model keeps its blocks, or None for a class that isn't known."""
+    return next((family for kind, family in FAMILIES.items() if isinstance(model, kind)), None)
+
+
 class _Stem(nn.Module):
     """All that the model computes before its first block: its own `forward_features` with the blocks taken out."""
 
@@ -98,7 +103,7 @@ def as_chain(
         TypeError: another class of model; the message says how to pass a chain of one's own.
         ValueError: drop_blocks names a block that isn't there, or the chain doesn't compute what the model does.
     """
-    family = next((family for kind, family in FAMILIES.items() if isinstance(model, kind)), None)
+    family = family_of(model)
     if family is None:
         known = ", ".join(kind.__name__ for kind in FAMILIES)
         raise TypeError(
@@ -118,8 +123,16 @@ def _cut(
 ) -> Chain:
     """Cuts the model into a chain and compares the two on one random image before the model is given up."""
     image = torch.randn(1, *config["input_size"], generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = model.forward_head(model.forward_features(image), pre_logits=True)
+    try:
+        with torch.no_grad():
+            expected = model.forward_head(model.forward_features(image), pre_logits=True)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"{name} can't take images of {tuple(image.shape[1:])}: {error}") from error
+    if expected.dim() != 2:
+        raise ValueError(
+            f"{name} gives features of {tuple(expected.shape)}; they must be (batch, num_features), so leave "
+            "global_pool as it is"
+        )
     readouts = [model.get_submodule(path) for path in family.readout]
     for path in family.readout:
         model.set_submodule(path, nn.Identity())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -11,21 +13,37 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import nn
 
 from subtuning_lab.nets.chain import IMAGENET_MEAN, IMAGENET_STD, Chain
 from subtuning_lab.nets.cifar_resnet import LAB_MEAN, LAB_STD, CifarResNet, lab_resnet, lab_vit
-from subtuning_lab.nets.from_timm import FAMILIES, as_chain
+from subtuning_lab.nets.from_timm import FAMILIES, as_chain, family_of
+from subtuning_lab.utils.validation import SEED, Is, Real, Several, Text, checked, shown
 
+# What constructors of networks raise for arguments that make no sense.
+_OPTION_ERRORS = (
+    TypeError,
+    ValueError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+)
+Tensors = Mapping[str, torch.Tensor]
 BUNDLED: dict[str, Callable[[], nn.Module]] = {"lab-resnet": lab_resnet, "lab-vit": lab_vit}
 CIFAR_PREFIX = "cifar_resnet"
+_CLASSIFIERS = ("fc", "classifier", "head", "heads", "linear", "last_linear")  # what networks call theirs
+_POSITIONS = ("pos_embed", "relative_position_bias_table")
 _LAB_CONFIG = {"input_size": (3, 32, 32), "mean": LAB_MEAN, "std": LAB_STD}
 _CIFAR_CONFIG = {"input_size": (3, 32, 32), "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
+@checked(name=Text(), weights=Is((str, os.PathLike)), drop_blocks=Several(Text(), least=0), seed=SEED)
 def load_backbone(
     name: str,
-    weights: str | Path = "pretrained",
+    weights: str | os.PathLike = "pretrained",
     *,
     drop_blocks: Sequence[str] = (),
     seed: int = 0,
@@ -36,30 +54,31 @@ def load_backbone(
     Args:
         name: "lab-resnet" or "lab-vit" (bundled), "cifar_resnet20" (depth 6n + 2), or any timm name.
         weights: "pretrained" (bundled, or downloaded by timm from its hub), "random", or the path of a .safetensors
-            file with the model's own key names; the classifier's keys may be absent.
+            file with the model's own key names; its classifier may have any number of classes, or be absent.
         drop_blocks: blocks to leave out of the chain, for weights that lack them.
         seed: of the weights when they are random.
-        model_options: passed to the model's constructor, e.g. `img_size=96` for a vision transformer.
+        model_options: passed to the model's constructor, e.g. `img_size=96` for a vision transformer, whose position
+            embeddings are then resampled as timm does.
 
     Returns:
         The chain, on the CPU, with every part frozen; `source_head` is the pretrained classifier where there is one.
 
     Raises:
-        ValueError: unknown name, weights that don't fit, or an unknown block in drop_blocks.
-        TypeError: a timm model of a family that has no chain view; the message says what to do.
+        ValueError: unknown name, weights or options that don't fit, or an unknown block in drop_blocks.
+        TypeError: a timm model of a family that has no chain view; the message says what to do. Options that aren't
+            the model's.
         FileNotFoundError: no file at `weights`.
         ConnectionError: "pretrained" where the hub can't be reached; the message names the alternatives.
     """
-    if not isinstance(name, str):
-        raise TypeError(f'name is {name!r}; it must be a string, e.g. "lab-resnet"')
-    _check_drop_blocks(drop_blocks)
+    _check_options(model_options)
     if name in BUNDLED and weights == "pretrained":
         with as_file(files("subtuning_lab.nets") / "weights" / f"{name}.safetensors") as path:
             return load_backbone(name, path, drop_blocks=drop_blocks, seed=seed, **model_options)
     model, config = _create(name, weights == "pretrained", seed, model_options)
     has_readout = weights != "random"
     if weights not in ("pretrained", "random"):
-        has_readout = _load_weights(model, name, Path(weights), drop_blocks)
+        path = Path(weights).expanduser()
+        has_readout = _load_weights(model, name, path, _read(path), drop_blocks, "img_size" in model_options)
     chain = as_chain(model, name=name, drop_blocks=drop_blocks, config=config)
     if not has_readout:
         chain.source_head = None
@@ -77,14 +96,45 @@ def backbone_names() -> dict[str, str]:
     }
 
 
+def _check_options(options: Mapping[str, object]) -> None:
+    """Raises for options that would do something else than they say; warns of those that trainings here override."""
+    for taken in {"pretrained", "checkpoint_path", "features_only"} & set(options):
+        raise TypeError(f"{taken} is no option here: weights= says what is loaded, and a chain gives the last features")
+    if options.get("in_chans", 3) != 3:
+        raise ValueError(f"in_chans is {options['in_chans']!r}; it must be 3: images are RGB here, grey ones as well")
+    for name, value in options.items():
+        if isinstance(value, str) and value.lower() in ("true", "false", "none"):
+            raise TypeError(f'{name} is the text "{value}", which counts as True; give {value.capitalize()} itself')
+        if "drop" not in name or not name.endswith("rate"):
+            continue
+        Real(0, 1, none=True).check(name, value)
+        if value:
+            warnings.warn(
+                f"{name}={value} has no effect in trainings of this package: dropout and stochastic depth are off "
+                "there, because what they draw would depend on which candidates share a pass",
+                stacklevel=4,
+            )
+
+
 def _create(name: str, pretrained: bool, seed: int, options: dict) -> tuple[nn.Module, dict | None]:
+    create, config = _create_timm, None
+    if name in BUNDLED:
+        create, config = _create_bundled, _LAB_CONFIG
+    elif name.startswith(CIFAR_PREFIX):
+        create, config = _create_cifar_resnet, _CIFAR_CONFIG
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name in BUNDLED:
-            return BUNDLED[name](**options), _LAB_CONFIG
-        if name.startswith(CIFAR_PREFIX):
-            return _create_cifar_resnet(name, pretrained, options), _CIFAR_CONFIG
-        return _create_timm(name, pretrained, options), None
+        try:
+            return create(name, pretrained, options), config
+        except _OPTION_ERRORS as error:
+            if not options:
+                raise
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{name} can't be made with {shown(options)}: {str(error) or type(error).__name__}") from error
+
+
+def _create_bundled(name: str, pretrained: bool, options: dict) -> nn.Module:
+    return BUNDLED[name](**options)
 
 
 def _create_cifar_resnet(name: str, pretrained: bool, options: dict) -> nn.Module:
@@ -111,7 +161,7 @@ def _create_timm(name: str, pretrained: bool, options: dict) -> nn.Module:
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
     except (OSError, RuntimeError) as error:
-        if not pretrained:
+        if not pretrained or "loading state_dict" in str(error):  # there they are, but they don't fit the options
             raise
         raise ConnectionError(
             f"no pretrained weights for {name} could be had from its hub ({type(error).__name__}). Offline, use "
@@ -119,8 +169,8 @@ def _create_timm(name: str, pretrained: bool, options: dict) -> nn.Module:
         ) from error
 
 
-def _load_weights(model: nn.Module, name: str, path: Path, drop_blocks: Sequence[str]) -> bool:
-    """Loads a safetensors file into the model, strictly; returns whether the classifier was in it."""
+def _read(path: Path) -> Tensors:
+    """The tensors of a .safetensors file, all finite."""
     if path.suffix != ".safetensors":
         raise ValueError(f'weights is "{path}"; it must be "pretrained", "random", or the path of a .safetensors file')
     if not path.is_file():
@@ -129,20 +179,72 @@ def _load_weights(model: nn.Module, name: str, path: Path, drop_blocks: Sequence
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
-    family = next((family for kind, family in FAMILIES.items() if isinstance(model, kind)), None)
-    readout = family.readout if family else ()
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            raise ValueError(f"{path}: {key} holds numbers that are not finite")
+    return tensors
+
+
+def _load_weights(
+    model: nn.Module, name: str, path: Path, tensors: Tensors, drop_blocks: Sequence[str], resample: bool
+) -> bool:
+    """Loads tensors into the model, strictly but for the classifier; returns whether that was among them."""
+    tensors, has_readout = _with_readout(model, tensors)
+    tensors = _resampled(model, tensors) if resample else tensors
     expected = model.state_dict()
-    absent = [part for part in readout if not any(key.startswith(f"{part}.") for key in tensors)]
-    _check_keys(name, path, set(expected), set(tensors), (*drop_blocks, *absent))
+    family = family_of(model)
+    _check_keys(name, path, set(expected), set(tensors), (*drop_blocks, *(family.readout if family else ())))
     for key, tensor in tensors.items():
         if tensor.shape != expected[key].shape:
+            at_size = "; give img_size= for weights of another image size" if key.endswith(_POSITIONS) else ""
             shapes = f"{tuple(tensor.shape)}, {name} wants {tuple(expected[key].shape)}"
-            raise ValueError(f"{path}: {key} has shape {shapes}")
+            raise ValueError(f"{path}: {key} has shape {shapes}{at_size}")
     model.load_state_dict(tensors, strict=False)
-    return not absent
+    return has_readout
 
 
-def _check_keys(name: str, path: Path, expected: set[str], given: set[str], optional: Iterable[str]) -> None:
+def _with_readout(model: nn.Module, tensors: Tensors) -> tuple[Tensors, bool]:
+    """Takes over the file's classifier, of however many classes, if it is one linear layer on the model's features.
+
+    Returns:
+        The tensors without any other classifier, which a chain has no use for, and whether there is one.
+    """
+    family = family_of(model)
+    readout = family.readout if family else ()
+    inner = {name for name, _ in model.named_children()} - set(readout)
+    unused = tuple(f"{name}." for name in (*readout, *(name for name in _CLASSIFIERS if name not in inner)))
+    rest = {key: tensor for key, tensor in tensors.items() if not key.startswith(unused)}
+    if len(readout) != 1:
+        return rest, False
+    own, prefix = model.get_submodule(readout[0]), f"{readout[0]}."
+    layer = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    weight = layer.get("weight")
+    if not isinstance(own, nn.Linear) or weight is None or not set(layer) <= {"weight", "bias"}:
+        return rest, False
+    if weight.dim() != 2 or weight.shape[1] != own.in_features:
+        return rest, False
+    linear = nn.Linear(own.in_features, len(weight), bias="bias" in layer)
+    linear.load_state_dict(layer)
+    model.set_submodule(readout[0], linear)
+    return rest, True
+
+
+def _resampled(model: nn.Module, tensors: Tensors) -> Tensors:
+    """Position embeddings brought to the model's image size as timm does with downloaded ones."""
+    own, resampled = model.state_dict(), dict(tensors)
+    for key, tensor in tensors.items():
+        if key not in own or tensor.dim() != own[key].dim() or tensor.shape == own[key].shape:
+            continue
+        if key == "pos_embed" and tensor.shape[-1] == own[key].shape[-1]:
+            prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+            resampled[key] = resample_abs_pos_embed(tensor, model.patch_embed.grid_size, num_prefix_tokens=prefix)
+        elif key.endswith("relative_position_bias_table"):
+            window = model.get_submodule(key.rpartition(".")[0]).window_size
+            resampled[key] = resize_rel_pos_bias_table(tensor, window, own[key].shape)
+    return resampled
+
+
+def _check_keys(name: str, path: Path, expected: set[str], given: set[str], optional: Sequence[str]) -> None:
     unexpected = sorted(given - expected)
     if unexpected:
         raise ValueError(f"{path} has {len(unexpected)} tensors that {name} lacks, e.g. {', '.join(unexpected[:3])}")
@@ -155,8 +257,3 @@ def _check_keys(name: str, path: Path, expected: set[str], given: set[str], opti
             f"{path} lacks {len(missing)} tensors of {name}, e.g. {', '.join(missing[:3])}. If a whole block is "
             'absent, leave it out by name, e.g. drop_blocks=["blocks.4.1"]'
         )
-
-
-def _check_drop_blocks(drop_blocks: Sequence[str]) -> None:
-    if isinstance(drop_blocks, str):
-        raise TypeError(f'drop_blocks is the string "{drop_blocks}"; give a list of block names')

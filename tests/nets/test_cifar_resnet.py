@@ -105,10 +105,11 @@ def test_head_and_features_compose_to_the_network(build) -> None:
     ("arguments", "message"),
     [
         ({"depth": 21}, "depth.*21"),
-        ({"depth": 2}, "depth.*2"),
+        ({"depth": 2}, "depth.*2.*at least 8"),
+        ({"depth": 200_006}, "depth is 200006.*at most 2000"),
         ({"num_classes": 0}, "num_classes.*0"),
         ({"stem_stride": 0}, "stem_stride.*0"),
-        ({"shortcut": "C"}, "shortcut.*'A' or 'B'.*'C'"),
+        ({"shortcut": "C"}, "shortcut is 'C'; it must be one of A, B"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: dict, message: str) -> None:
