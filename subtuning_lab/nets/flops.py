@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
-from numbers import Integral
 
 import pandas as pd
 import torch
@@ -16,12 +15,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from subtuning_lab.nets.chain import Chain
-from subtuning_lab.utils.validation import IMAGE_SIZE, Blocks, Flag, Is, Several, Table, checked
+from subtuning_lab.utils.validation import IMAGE_SIZE, Blocks, Flag, Is, Sides, Table, checked
 
 COUNTS = ("flops", "backward", "backward_first", "backward_weights")
 
 
-@checked(backbone=Is(Chain))
+@checked(backbone=Is(Chain), image_size=Sides(high=IMAGE_SIZE.high, none=True))
 def part_table(backbone: Chain, image_size: int | tuple[int, int] | None = None) -> pd.DataFrame:
     """One row a part: its parameters, and FLOPs and output shape for one image.
 
@@ -35,7 +34,8 @@ def part_table(backbone: Chain, image_size: int | tuple[int, int] | None = None)
     """
     # On the meta device fused attention is counted like any other product.
     skeleton = copy.deepcopy(backbone).to("meta").eval().requires_grad_(True)
-    height, width = _sides(backbone, image_size)
+    size = backbone.input_size[1:] if image_size is None else image_size
+    height, width = size if isinstance(size, tuple | list) else (size, size)
     x, rows = torch.empty(1, 3, height, width, device="meta", dtype=backbone.mean.dtype), []
     for position, (name, part) in enumerate(zip(skeleton.part_names, skeleton.parts, strict=True)):
         x, counts = _counted_part(part, x)
@@ -66,16 +66,6 @@ def training_flops(table: pd.DataFrame, blocks: Iterable[str], weight_gradients:
         "forward": int(table["flops"].iloc[first:].sum()),
         "backward": weights + inside + int(table["backward"].iloc[first + 1 :].sum()),
     }
-
-
-def _sides(backbone: Chain, image_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    if image_size is None:
-        return backbone.input_size[1:]
-    if isinstance(image_size, Integral) or not isinstance(image_size, Sequence) or len(image_size) != 2:
-        IMAGE_SIZE.check("image_size", image_size)
-        return image_size, image_size
-    Several(IMAGE_SIZE).check("image_size", image_size)
-    return tuple(image_size)
 
 
 def _counted_part(part: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from subtuning_lab.data.augment import resize_to
-from subtuning_lab.nets.chain import Chain
+from subtuning_lab.nets.chain import Chain, check_tensors
 
 BATCH = 256  # images at a time where nothing is trained
 Layout = TypeVar("Layout", nn.Module, torch.Tensor)
@@ -46,6 +46,31 @@ def fast_layout(value: Layout) -> Layout:
     """A module or images (batch, channels, height, width), channels last: what float32 convolutions are fastest in."""
     tensor = value if isinstance(value, torch.Tensor) else next(value.parameters(), None)
     return value if tensor is None or tensor.dtype == torch.float64 else value.to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def check_images(backbone: Chain, images: torch.Tensor, image_size: int | None = None) -> None:
+    """Sends images (batch, 3, height, width) through the backbone, so that what doesn't fit fails before any training.
+
+    Raises:
+        ValueError: tensors that spoil a training (see `check_tensors`), a size that the backbone can't take, or
+            features that are not finite ones of (batch, num_features).
+    """
+    check_tensors(backbone)
+    size, wanted = image_size or images.shape[-1], backbone.input_size[-1]
+    try:
+        features = backbone(network_input(backbone, images, image_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{backbone.name} can't take images of {size} pixels ({error}); it was made for {wanted}: give "
+            f"Recipe(image_size={wanted}), or load a vision transformer with img_size={size} or dynamic_img_size=True"
+        ) from error
+    if tuple(features.shape) != (len(images), backbone.num_features) or not features.isfinite().all():
+        raise ValueError(
+            f"{backbone.name} gives features of shape {tuple(features.shape)} that are "
+            f"{'' if features.isfinite().all() else 'not '}finite; they must be finite ones of "
+            f"({len(images)}, {backbone.num_features})"
+        )
 
 
 @torch.no_grad()

@@ -102,6 +102,6 @@ def test_training_flops_are_those_of_real_passes(name):
 def test_sizes_are_whole_numbers_of_any_kind_within_limits(chain):
     assert part_table(chain, (8, 16))["flops"].tolist() == [2 * f for f in part_table(chain, np.int64(8))["flops"]]
     assert part_table(chain)["flops"].equals(part_table(chain, [8, 8])["flops"])
-    for size, message in [(20_000, "at most 4096"), (0, "at least 1"), ("8", "whole number"), ((8, 8, 8), "whole")]:
+    for size, message in [(20_000, "at most 4096"), (0, "at least 1"), ("8", "whole number"), ((8, 8, 8), "height")]:
         with pytest.raises((TypeError, ValueError), match=f"^image_size is .*{message}"):
             part_table(chain, size)

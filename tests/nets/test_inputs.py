@@ -2,10 +2,12 @@
 
 import math
 
+import pytest
 import torch
 from torch import nn
 
-from subtuning_lab.nets.inputs import accuracy_of, logits_of, network_input
+from subtuning_lab.nets.inputs import accuracy_of, check_images, logits_of, network_input
+from subtuning_lab.nets.registry import load_backbone
 from tests.helpers import tiny_chain, tiny_split
 
 
@@ -50,3 +52,20 @@ def test_accuracy_by_hand_and_none_for_a_diverged_network():
         assert math.isnan(
             accuracy_of(logits.index_put((torch.tensor(1), torch.tensor(0)), torch.tensor(wrong)), labels)
         )
+
+
+def test_what_does_not_fit_is_said_before_any_training(chain):
+    images = tiny_split(2).images
+    check_images(chain, images)
+    check_images(chain.half(), images)
+    for part in chain.float().parts:
+        part.half()
+    with pytest.raises(ValueError, match=r"stem is torch.float16, .* is torch.float32; convert the chain as a whole"):
+        check_images(chain, images)
+    chain.float().num_features = 5
+    with pytest.raises(ValueError, match=r"features of shape \(2, 6\) .*\(2, 5\)"):
+        check_images(chain, images)
+    vit = load_backbone("vit_tiny_patch16_224", "random", img_size=16, patch_size=8, embed_dim=8, depth=1, num_heads=1)
+    check_images(vit, images, 16)
+    with pytest.raises(ValueError, match=r"images of 8 pixels .*Recipe\(image_size=16\).*img_size=8 or dynamic_img_"):
+        check_images(vit, images)
