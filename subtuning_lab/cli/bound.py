@@ -38,9 +38,8 @@ def bound(
     sizes = {"tuned_params": tuned_params, "n_blocks": n_blocks, "max_blocks": max_blocks}
     bounds = [lab.subtuning_bound(delta=delta, **sizes, **common)]
     if params is not None:
-        bounds.append(
-            lab.full_finetuning_bound(params=params, delta=delta if full_delta is None else full_delta, **common)
-        )
+        distance = delta if full_delta is None else full_delta
+        bounds.append(lab.full_finetuning_bound(params=params, delta=distance, **common))
     if errors is not None:
         bounds.append(lab.test_set_bound(errors, n if n_test is None else n_test, confidence))
     terms, summary = lab.bound_table(bounds)[["bound", "term", "amount"]], pd.DataFrame(map(_summary, bounds))
@@ -52,10 +51,10 @@ def bound(
         typer.echo(f"{row.bound}: {row.assumes}")
 
 
-def _summary(found: "Bound") -> dict[str, object]:
-    says = "vacuous" if found.vacuous else f"{found.of} <= {found.value:.3g}"
-    row = {"bound": found.name, "of": found.of, "value": found.value, "confidence": found.confidence, "says": says}
-    return row | {"assumes": "; ".join(found.assumptions)}
+def _summary(bound: "Bound") -> dict[str, object]:
+    says = "vacuous" if bound.vacuous else f"{bound.of} <= {bound.value:.3g}"
+    row = {"bound": bound.name, "of": bound.of, "value": bound.value, "confidence": bound.confidence, "says": says}
+    return row | {"assumes": "; ".join(bound.assumptions)}
 
 
 def _check_pairs(given: dict[str, object], needs: dict[str, object]) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from subtuning_lab.cli.bound import bound
 from subtuning_lab.cli.merge import merge
-from subtuning_lab.cli.output import Json, app, tell, tell_names
+from subtuning_lab.cli.output import Json, app, file_path, tell, tell_names
 from subtuning_lab.cli.search import greedy, profile
 
 __all__ = ["app"]
@@ -16,9 +16,20 @@ __all__ = ["app"]
 FAILED_SECTION_CODE = 1
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        import subtuning_lab as lab
+
+        typer.echo(f"subtuning-lab {lab.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors in the input.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and end.")
+    ] = False,
 ) -> None:
     """Finetuning profiles and SubTuning of pretrained vision networks."""
 
@@ -30,10 +41,12 @@ def reproduce(
     ] = None,
     preset: Annotated[str, typer.Option(help="A table of notebooks/presets.toml: quick, gpu or paper.")] = "quick",
     jobs: Annotated[int, typer.Option(help="Notebooks to run at once; they share the cores.")] = 1,
-    results: Annotated[Path, typer.Option(help="Folder for executed notebooks, pages and the report.")] = Path(
-        "results"
+    results: Annotated[
+        Path, typer.Option(parser=file_path, help="Folder for executed notebooks, pages and the report.")
+    ] = Path("results"),
+    notebooks: Annotated[Path, typer.Option(parser=file_path, help="Folder of the numbered notebooks.")] = Path(
+        "notebooks"
     ),
-    notebooks: Annotated[Path, typer.Option(help="Folder of the numbered notebooks.")] = Path("notebooks"),
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE for a notebook; may be repeated.")
     ] = None,
@@ -82,7 +95,8 @@ def tasks(as_json: Json = False) -> None:
 
 @app.command()
 def records(
-    path: Annotated[Path, typer.Argument(help="A run store, such as runs/lab.sqlite.")], as_json: Json = False
+    path: Annotated[Path, typer.Argument(parser=file_path, help="A run store, such as runs/lab.sqlite.")],
+    as_json: Json = False,
 ) -> None:
     """Show every finished score of a run store."""
     import subtuning_lab as lab

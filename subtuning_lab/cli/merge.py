@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from subtuning_lab.cli.output import Json, tell
-from subtuning_lab.cli.search import Backbone, DropBlock, ModelOption, Weights
+from subtuning_lab.cli.output import Json, file_path, tell
+from subtuning_lab.cli.search import BackboneName, DropBlock, ModelOption, Weights, load_backbone
 
 
 def merge(
-    tasks: Annotated[list[Path], typer.Argument(help="Files of tuned tasks, all of one backbone.")],
-    image: Annotated[list[Path], typer.Option(help="An image file; may be repeated.")],
-    backbone: Backbone = "lab-resnet",
+    tasks: Annotated[list[Path], typer.Argument(parser=file_path, help="Files of tuned tasks, all of one backbone.")],
+    image: Annotated[list[Path], typer.Option(parser=file_path, help="An image file; may be repeated.")],
+    backbone: BackboneName = "lab-resnet",
     weights: Weights = "pretrained",
     drop_block: DropBlock = None,
     model_option: ModelOption = None,
@@ -26,14 +26,12 @@ def merge(
     import torch
 
     import subtuning_lab as lab
-    from subtuning_lab.report.presets import parse_parameter
 
     names = [path.stem for path in tasks]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"two files are named {twice[0]}; a file's name is its task's name here")
-    options = dict(parse_parameter(text) for text in model_option or [])
-    network = lab.load_backbone(backbone, weights=weights, drop_blocks=drop_block or [], **options)
+    network = load_backbone(backbone, weights, drop_block, model_option)
     loaded = {name: lab.load_tuned(path, network) for name, path in zip(names, tasks, strict=True)}
     merged = lab.merge_tasks(network, loaded, keep_original=False)
     size = None if image_size is None else (image_size, image_size)

@@ -1,70 +1,117 @@
-"""Commands that choose blocks: `profile` and `greedy`."""
+"""Commands that choose blocks: `profile` and `greedy`, both on a study that their common options describe."""
 
+import inspect
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from subtuning_lab.cli.output import Json, tell, write
+from subtuning_lab.cli.output import Json, check_writable, file_path, tell, write
+from subtuning_lab.utils.validation import Whole
 
 if TYPE_CHECKING:
+    from subtuning_lab.nets.chain import Chain
     from subtuning_lab.study.study import Study
 
-Backbone = Annotated[str, typer.Option(help="A bundled backbone or a timm name.")]
+BackboneName = Annotated[str, typer.Option("--backbone", help="A bundled backbone or a timm name.")]
 Weights = Annotated[str, typer.Option(help="pretrained, random, or the path of a .safetensors file.")]
 DropBlock = Annotated[list[str] | None, typer.Option(help="A block that the weights lack.")]
 ModelOption = Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the model's constructor.")]
-TaskName = Annotated[str, typer.Option(help="A task such as digits, digits+snow@3, cifar10, folder:DIR or vtab:DIR.")]
-TrainSize = Annotated[int | None, typer.Option(help="Training images, all if not given.")]
-Folds = Annotated[int, typer.Option(help="Folds of the training images.")]
-Seeds = Annotated[int, typer.Option(help="Repetitions, with the seeds 0, 1, ...")]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training images.")]
-Lr = Annotated[
-    list[float] | None, typer.Option(help="Peak learning rate of the tuned blocks; repeat it to choose per subset.")
-]
-WeightDecay = Annotated[list[float] | None, typer.Option(help="Decoupled weight decay; repeat it likewise.")]
-BatchSize = Annotated[int | None, typer.Option(help="Images per step.")]
-BatchNorm = Annotated[
-    list[str] | None, typer.Option(help="BatchNorm of tuned blocks, batch or frozen; repeat it likewise.")
-]
-HeadLr = Annotated[float | None, typer.Option(help="Peak learning rate of the new readout.")]
-Precision = Annotated[str | None, typer.Option(help="float32 or bf16.")]
-Augment = Annotated[str | None, typer.Option(help="Augmentation of the training images.")]
-ImageSize = Annotated[int | None, typer.Option(help="Side in pixels that images are resized to.")]
-RecordsFile = Annotated[Path, typer.Option(help="The run store; finished scores are read from it.")]
-Out = Annotated[Path, typer.Option(help="Folder for the table and the figure.")]
-_RECORDS = Path("runs/lab.sqlite")
 
 
-def profile(
-    backbone: Backbone = "lab-resnet",
+def load_backbone(name: str, weights: str, drop_block: list[str] | None, model_option: list[str] | None) -> "Chain":
+    """The backbone that a command's options describe."""
+    import subtuning_lab as lab
+    from subtuning_lab.report.presets import parse_parameter
+
+    options = dict(parse_parameter(text) for text in model_option or [])
+    path = str(file_path(weights)) if weights.startswith("~") else weights
+    return lab.load_backbone(name, weights=path, drop_blocks=drop_block or [], **options)
+
+
+def study_of(
+    backbone: BackboneName = "lab-resnet",
     weights: Weights = "pretrained",
     drop_block: DropBlock = None,
     model_option: ModelOption = None,
-    task: TaskName = "digits",
-    train_size: TrainSize = None,
+    task: Annotated[
+        str, typer.Option(help="A task such as digits, digits+snow@3, cifar10, folder:DIR or vtab:DIR.")
+    ] = "digits",
+    train_size: Annotated[int | None, typer.Option(help="Training images, all if not given.")] = None,
+    folds: Annotated[int, typer.Option(help="Folds of the training images.")] = 5,
+    seeds: Annotated[int, typer.Option(help="Repetitions, with the seeds 0, 1, ...")] = 1,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    lr: Annotated[
+        list[float] | None, typer.Option(help="Peak learning rate of the tuned blocks; repeat it to choose per subset.")
+    ] = None,
+    weight_decay: Annotated[
+        list[float] | None, typer.Option(help="Decoupled weight decay; repeat it likewise.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    bn: Annotated[
+        list[str] | None, typer.Option(help="BatchNorm of tuned blocks, batch or frozen; repeat it likewise.")
+    ] = None,
+    head_lr: Annotated[float | None, typer.Option(help="Peak learning rate of the new readout.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bf16.")] = None,
+    augment: Annotated[str | None, typer.Option(help="Augmentation of the training images.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side in pixels that images are resized to.")] = None,
+    records: Annotated[
+        Path, typer.Option(parser=file_path, help="The run store; finished scores are read from it.")
+    ] = Path("runs/lab.sqlite"),
+) -> "Study":
+    """The study that a command's options describe: one recipe for each combination of repeated options."""
+    import subtuning_lab as lab
+
+    Whole(1, 10**6).check("seeds", seeds)
+    given = {"epochs": epochs, "batch_size": batch_size, "head_lr": head_lr, "precision": precision}
+    given |= {"augment": augment, "image_size": image_size}
+    fixed = {name: value for name, value in given.items() if value is not None}
+    choices = {name: values for name, values in (("lr", lr), ("weight_decay", weight_decay), ("bn", bn)) if values}
+    recipes = [lab.Recipe(**fixed, **dict(zip(choices, values, strict=True))) for values in product(*choices.values())]
+    network = load_backbone(backbone, weights, drop_block, model_option)
+    data = lab.load_task(task, train_size=train_size, seed=0)
+    return lab.Study(network, data, recipes, folds=folds, seeds=tuple(range(seeds)), records=records)
+
+
+def on_a_study(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of `study_of`, in front of its own; it gets the study that they describe.
+
+    The options that name what a command writes are checked before the study is loaded.
+    """
+    shared = inspect.signature(study_of).parameters
+    special = {name: option for name, option in inspect.signature(command).parameters.items() if name != "study"}
+
+    def run(**options: Any) -> None:
+        for name in ("out", "save"):
+            if options.get(name) is not None:
+                check_writable(options[name])
+        if options.get("save") is not None and options["save"].suffix != ".safetensors":
+            raise ValueError(f"--save is {options['save']}; a tuned task is a .safetensors file")
+        study = study_of(**{name: options.pop(name) for name in shared})
+        command(study, **options)
+
+    parameters = [*shared.values(), *special.values()]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__annotations__ = {option.name: option.annotation for option in parameters}
+    run.__signature__ = inspect.Signature([option.replace(kind=option.KEYWORD_ONLY) for option in parameters])
+    return run
+
+
+@on_a_study
+def profile(
+    study: "Study",
     window: Annotated[int, typer.Option(help="Consecutive blocks tuned together.")] = 1,
     pairs: Annotated[bool, typer.Option("--pairs", help="Score all pairs of blocks too.")] = False,
-    folds: Folds = 5,
-    seeds: Seeds = 1,
-    epochs: Epochs = None,
-    lr: Lr = None,
-    weight_decay: WeightDecay = None,
-    batch_size: BatchSize = None,
-    bn: BatchNorm = None,
-    head_lr: HeadLr = None,
-    precision: Precision = None,
-    augment: Augment = None,
-    image_size: ImageSize = None,
-    records: RecordsFile = _RECORDS,
-    out: Out = Path("results/profile"),
+    out: Annotated[Path, typer.Option(parser=file_path, help="Folder for the table and the figure.")] = Path(
+        "results/profile"
+    ),
     as_json: Json = False,
 ) -> None:
     """Measure a finetuning profile: accuracy on held-out folds when each block is tuned alone."""
     import subtuning_lab as lab
 
-    study = _study(locals())
     measured = lab.finetuning_profile(study, window=window)
     tables = {"profile": (measured.table, lab.plot_profile(measured))}
     if pairs:
@@ -73,13 +120,9 @@ def profile(
     tell({name: table for name, (table, _) in tables.items()}, as_json, write(tables, out))
 
 
+@on_a_study
 def greedy(
-    backbone: Backbone = "lab-resnet",
-    weights: Weights = "pretrained",
-    drop_block: DropBlock = None,
-    model_option: ModelOption = None,
-    task: TaskName = "digits",
-    train_size: TrainSize = None,
+    study: "Study",
     epsilon: Annotated[float, typer.Option(help="Accuracy in [0, 1] that a further block must gain.")] = 0.0,
     max_blocks: Annotated[int | None, typer.Option(help="Most blocks that may be chosen.")] = None,
     direction: Annotated[str, typer.Option(help="forward, backward or both.")] = "forward",
@@ -87,20 +130,12 @@ def greedy(
         float | None, typer.Option(help="Keep a block only if it is better at this level of a paired test.")
     ] = None,
     race: Annotated[str | None, typer.Option(help="Cheaper rounds: race or halving.")] = None,
-    folds: Folds = 5,
-    seeds: Seeds = 1,
-    epochs: Epochs = None,
-    lr: Lr = None,
-    weight_decay: WeightDecay = None,
-    batch_size: BatchSize = None,
-    bn: BatchNorm = None,
-    head_lr: HeadLr = None,
-    precision: Precision = None,
-    augment: Augment = None,
-    image_size: ImageSize = None,
-    save: Annotated[Path | None, typer.Option(help="Train the chosen blocks on all images into this file.")] = None,
-    records: RecordsFile = _RECORDS,
-    out: Out = Path("results/greedy"),
+    save: Annotated[
+        Path | None, typer.Option(parser=file_path, help="Train the chosen blocks on all images into this file.")
+    ] = None,
+    out: Annotated[Path, typer.Option(parser=file_path, help="Folder for the table and the figure.")] = Path(
+        "results/greedy"
+    ),
     as_json: Json = False,
 ) -> None:
     """Choose a subset of blocks by greedy SubTuning; test images are not used."""
@@ -112,32 +147,12 @@ def greedy(
     if race not in races:
         raise ValueError(f"race is {race!r}; it must be race or halving")
     keep = None if significance is None else lab.SignificantGain(significance)
-    study = _study(locals())
-    found = lab.greedy_subtuning(study, epsilon, max_blocks, direction, keep=keep, race=races[race])
-    traces = [trace for _, trace in found.trace.groupby("direction")]
-    tables = {f"trace_{trace['direction'].iloc[0]}": trace for trace in traces}
-    written = write({name: (t, lab.plot_trace(t, study.block_names)) for name, t in tables.items()}, out)
+    search = lab.greedy_subtuning(study, epsilon, max_blocks, direction, keep=keep, race=races[race])
+    traces = {f"trace_{way}": trace for way, trace in search.trace.groupby("direction")}
+    figures = {name: (trace, lab.plot_trace(trace, study.block_names)) for name, trace in traces.items()}
+    written = write(figures, out)
     if save is not None:
-        written.append(study.fit(found.blocks).save(save))
-    chosen = {"blocks": found.blocks, "accuracy": found.accuracy, "std": found.std, "n": found.n}
-    chosen |= {"trainings": found.cost.trainings, "seconds": found.cost.seconds}
-    tell(tables | {"chosen": pd.DataFrame([chosen])}, as_json, written)
-
-
-def _study(options: dict[str, Any]) -> "Study":
-    """The study that a command's options describe."""
-    import subtuning_lab as lab
-    from subtuning_lab.report.presets import parse_parameter
-
-    if options["seeds"] < 1:
-        raise ValueError(f"seeds must be 1 or more, not {options['seeds']}")
-    names = ("epochs", "batch_size", "head_lr", "augment", "image_size", "precision")
-    fixed = {name: options[name] for name in names if options[name] is not None}
-    choices = {name: options[name] for name in ("lr", "weight_decay", "bn") if options[name]}
-    recipes = [lab.Recipe(**fixed, **dict(zip(choices, values, strict=True))) for values in product(*choices.values())]
-    model = dict(parse_parameter(text) for text in options["model_option"] or [])
-    drop = options["drop_block"] or []
-    network = lab.load_backbone(options["backbone"], weights=options["weights"], drop_blocks=drop, **model)
-    data = lab.load_task(options["task"], train_size=options["train_size"], seed=0)
-    seeds = tuple(range(options["seeds"]))
-    return lab.Study(network, data, recipes, folds=options["folds"], seeds=seeds, records=options["records"])
+        written.append(study.fit(search.blocks).save(save))
+    chosen = {"blocks": search.blocks, "accuracy": search.accuracy, "std": search.std, "n": search.n}
+    chosen |= {"trainings": search.cost.trainings, "seconds": search.cost.seconds}
+    tell(traces | {"chosen": pd.DataFrame([chosen])}, as_json, written)

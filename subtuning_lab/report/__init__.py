@@ -7,5 +7,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "run": ["reproduce"],
         "page": ["machine_line", "write_section"],
+        "html": ["styled"],
     },
 )

@@ -1,13 +1,17 @@
 """Batches of notebooks by papermill: each runs once per code and parameters, and the report shows them all."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import re
+import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +20,11 @@ from typing import Any
 import nbformat
 
 from subtuning_lab.report.html import export_html
-from subtuning_lab.report.page import REPORT, build_report, read_run, without_colours
+from subtuning_lab.report.page import REPORT, build_report, read_run
 from subtuning_lab.report.presets import load_preset, settle_parameters
-from subtuning_lab.utils.files import write_atomically
+from subtuning_lab.utils.files import UNFINISHED, sweep, write_atomically
+from subtuning_lab.utils.text import lines, without_colours
+from subtuning_lab.utils.validation import Flag, Is, Several, Text, Whole, checked
 
 _STEM = re.compile(r"(\d\d)_(\w+)")
 _TRACEBACK_LINES = 6
@@ -36,127 +42,45 @@ class SectionRun:
     error: str = ""  # short traceback of a failure
 
 
-def find_sections(notebooks: str | Path) -> dict[str, Path]:
-    """List the numbered notebooks `NN_name.ipynb` of a folder by their stems, in order.
+class Kernels:
+    """The kernels of a batch, one for each notebook that runs now, so that an interrupt can end them all."""
 
-    Raises:
-        FileNotFoundError: if the folder is missing or has none.
-    """
-    folder = Path(notebooks)
-    found = {path.stem: path for path in sorted(folder.glob("*.ipynb")) if _STEM.fullmatch(path.stem)}
-    if not found:
-        raise FileNotFoundError(f"there are no notebooks named NN_name.ipynb in {folder.absolute()}")
-    return found
+    def __init__(self) -> None:
+        self._stopping = threading.Event()
+        self._managers: list[Any] = []
 
+    def new(self) -> Any:
+        """A manager of a kernel that is not started yet."""
+        from jupyter_client import AsyncKernelManager
 
-def select_sections(notebooks: str | Path, sections: Iterable[str] = ()) -> dict[str, Path]:
-    """Pick notebooks by number ("01"), name ("finetuning_profiles") or stem; none asked for means all.
+        self._managers.append(AsyncKernelManager(kernel_name="python3"))
+        return self._managers[-1]
 
-    Raises:
-        ValueError: for a section that does not exist; the message lists those that do.
-    """
-    if isinstance(sections, str):
-        raise TypeError(f"sections must be a list of names, not the string {sections!r}")
-    found, chosen = find_sections(notebooks), set()
-    for section in sections:
-        stems = {stem for stem in found if section == stem or section in _STEM.fullmatch(stem).groups()}
-        if not stems:
-            raise ValueError(f"unknown section {section!r}; there are: {', '.join(found)}")
-        chosen |= stems
-    return {stem: path for stem, path in found.items() if not chosen or stem in chosen}
+    def check(self) -> None:
+        """Raises KeyboardInterrupt once the kernels were stopped."""
+        if self._stopping.is_set():
+            raise KeyboardInterrupt
 
+    def stop(self) -> None:
+        """Kills the kernels; papermill notices within a second, and ends their notebooks' runs."""
+        import psutil
 
-def fingerprint(notebook: Path, parameters: Mapping[str, Any]) -> str:
-    """Hash all that determines a run: the notebook's cells, the parameters, every file of the package."""
-    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        digest.update(f"\0{cell.cell_type}\0{cell.source}".encode())
-    package = Path(__file__).parents[1]
-    for source in sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"):
-        content = hashlib.sha256(source.read_bytes()).digest()
-        digest.update(f"\0{source.relative_to(package).as_posix()}\0".encode() + content)
-    return digest.hexdigest()
+        self._stopping.set()
+        for manager in self._managers:
+            pid = getattr(manager.provisioner, "pid", None)
+            if pid and psutil.pid_exists(pid):
+                psutil.Process(pid).kill()
 
 
-def is_done(executed: Path, mark: str) -> bool:
-    """Tell whether an executed notebook finished without error from the same code and parameters.
-
-    A run that wrote a section record counts only while the record is there.
-    """
-    if not executed.exists() or read_run(executed).state != "done":
-        return False
-    ours = nbformat.read(executed, as_version=4).metadata["subtuning_lab"]
-    return ours["fingerprint"] == mark and (not ours["record"] or executed.with_suffix(".json").exists())
-
-
-@contextmanager
-def kernel_environment(jobs: int) -> Iterator[None]:
-    """Give the kernels that start inside this block their share of the cores, and this environment's kernel."""
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    wanted = {"JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": str(threads)}
-    if jobs == 1 and "OMP_NUM_THREADS" in os.environ:
-        del wanted["OMP_NUM_THREADS"]
-    before = {name: os.environ[name] for name in wanted if name in os.environ}
-    os.environ |= wanted
-    try:
-        yield
-    finally:
-        for name in wanted:
-            del os.environ[name]
-        os.environ |= before
-
-
-def run_section(
-    source: Path, parameters: dict[str, Any], folder: Path, bar: bool = False, force: bool = False
-) -> SectionRun:
-    """Execute one notebook into `folder`, or skip it where that is done already, and export its static page."""
-    stem, executed = source.stem, folder / source.name
-    page, mark = folder / "html" / f"{stem}.html", fingerprint(source, parameters)
-    if not force and is_done(executed, mark) and page.exists():
-        return SectionRun(stem, "skipped", 0.0, executed, page)
-    for stale in (executed, page, folder / f"{stem}.json", folder / f"{stem}.png"):
-        stale.unlink(missing_ok=True)
-    start = time.perf_counter()
-    error = _execute(source, executed, parameters, bar)
-    if executed.exists():
-        error = "\n".join(filter(None, [error, _export(executed, page)]))
-    if not error:
-        _mark_done(executed, mark)
-    state = "failed" if error else "done"
-    return SectionRun(stem, state, time.perf_counter() - start, executed, page if page.exists() else None, error)
-
-
-def _execute(source: Path, executed: Path, parameters: dict[str, Any], bar: bool) -> str:
-    """Run a notebook; return the short traceback of its failure, or an empty string."""
-    import papermill
-
-    progress = {"desc": source.stem, "leave": False} if bar else False
-    kernel = {"kernel_name": "python3", "extra_arguments": ["--IPKernelApp.log_level=40"]}  # errors only
-    try:
-        papermill.execute_notebook(source, executed, parameters, progress_bar=progress, **kernel)
-    except papermill.PapermillExecutionError as error:
-        lines = without_colours("\n".join(error.traceback)).rstrip().splitlines()[-_TRACEBACK_LINES:]
-        return "\n".join([f"in cell {error.exec_count}:", *lines])
-    except Exception as error:  # a kernel that dies or does not start must not end the other notebooks' runs
-        return f"{type(error).__name__}: {error}"
-    return ""
-
-
-def _export(executed: Path, page: Path) -> str:
-    """Write the static page; return what went wrong, or an empty string."""
-    try:
-        export_html(executed, page)
-    except Exception as error:  # for example a formula that cannot be converted: this notebook fails, not the batch
-        return f"no page: {type(error).__name__}: {error}"
-    return ""
-
-
-def _mark_done(executed: Path, mark: str) -> None:
-    page = nbformat.read(executed, as_version=4)
-    page.metadata["subtuning_lab"] = {"fingerprint": mark, "record": executed.with_suffix(".json").exists()}
-    write_atomically(executed, nbformat.writes(page).encode())
-
-
+@checked(
+    sections=Several(Text(), least=0),
+    preset=Text(),
+    notebooks=Is((str, Path)),
+    results=Is((str, Path)),
+    jobs=Whole(1),
+    parameters=Is(Mapping, none=True),
+    force=Flag(),
+)
 def reproduce(
     sections: Sequence[str] = (),
     preset: str = "quick",
@@ -166,9 +90,10 @@ def reproduce(
     parameters: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> list[SectionRun]:
-    """Run notebooks with a preset's parameters and build the report in `results/<preset>/`.
+    """Runs notebooks with a preset's parameters and builds the report in `results/<preset>/`.
 
-    What finished before with the same code and parameters is skipped; a failure is kept and the rest go on.
+    What finished before with the same code and parameters is skipped; a failure is kept and the rest go on. A run
+    writes beside the last result and replaces it at its end, so that an interrupt, or a kill, leaves the last one.
 
     Args:
         sections: numbers, names or stems of notebooks; empty means all.
@@ -184,29 +109,215 @@ def reproduce(
 
     Raises:
         ValueError, TypeError, FileNotFoundError: for wrong input, before anything runs.
+        BlockingIOError: another call works in the same folder.
     """
-    if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
-        raise ValueError(f"jobs must be a whole number, 1 or more, not {jobs!r}")
     chosen = select_sections(notebooks, sections)
-    folder = Path(results).absolute() / preset
+    folder = report_path(results, preset).parent
     settled = settle_parameters(chosen, load_preset(notebooks, preset), parameters or {}, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    bar = jobs == 1 and sys.stderr.isatty()
+    kernels, bar = Kernels(), jobs == 1 and sys.stderr.isatty()
 
     def run(stem: str) -> SectionRun:
         _say(f"{stem}: started")
-        ended = run_section(chosen[stem], settled[stem], folder, bar, force)
+        ended = run_section(chosen[stem], settled[stem], folder, kernels, bar=bar, force=force)
         _say(_ending(ended))
         return ended
 
-    with kernel_environment(jobs):
-        if jobs == 1:
-            runs = [run(stem) for stem in chosen]
-        else:
-            with ThreadPoolExecutor(jobs) as pool:
-                runs = list(pool.map(run, chosen))
-    _say(f"report: {build_report(folder, expected=find_sections(notebooks))}")
-    return runs
+    with _alone_in(folder), kernel_environment(jobs):
+        _sweep(folder)
+        with ThreadPoolExecutor(jobs) as pool:
+            runs = [pool.submit(run, stem) for stem in chosen]
+            try:
+                return [each.result() for each in runs]
+            except BaseException:  # an interrupt above all: the threads would wait for the ends of their notebooks
+                pool.shutdown(wait=False, cancel_futures=True)
+                while wait(runs, timeout=0.2).not_done:  # again and again: a kernel may be about to start
+                    kernels.stop()
+                raise
+            finally:
+                _say(f"report: {build_report(folder, expected=find_sections(notebooks))}")
+
+
+def find_sections(notebooks: str | Path) -> dict[str, Path]:
+    """Lists the numbered notebooks `NN_name.ipynb` of a folder by their stems, in order.
+
+    Raises:
+        FileNotFoundError: if the folder is missing or has none.
+    """
+    folder = Path(notebooks).expanduser()
+    sections = {path.stem: path for path in sorted(folder.glob("*.ipynb")) if _STEM.fullmatch(path.stem)}
+    if not sections:
+        raise FileNotFoundError(f"there are no notebooks named NN_name.ipynb in {folder.absolute()}")
+    return sections
+
+
+def select_sections(notebooks: str | Path, sections: Iterable[str] = ()) -> dict[str, Path]:
+    """Picks notebooks by number ("01"), name ("finetuning_profiles") or stem; none asked for means all.
+
+    Raises:
+        ValueError: for a section that does not exist; the message lists those that do.
+    """
+    known, chosen = find_sections(notebooks), set()
+    for section in sections:
+        stems = {stem for stem in known if section == stem or section in _STEM.fullmatch(stem).groups()}
+        if not stems:
+            raise ValueError(f"unknown section {section!r}; there are: {', '.join(known)}")
+        chosen |= stems
+    return {stem: path for stem, path in known.items() if not chosen or stem in chosen}
+
+
+def report_path(results: str | Path, preset: str) -> Path:
+    """Names the report page that `reproduce` writes."""
+    return Path(results).expanduser().absolute() / preset / REPORT
+
+
+def fingerprint(notebook: Path, parameters: Mapping[str, Any], package: Path = Path(__file__).parents[1]) -> str:
+    """Hashes all that determines a run: the notebook's cells, the parameters, every file of the package."""
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        digest.update(f"\0{cell.cell_type}\0{cell.source}".encode())
+    for source in sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+        content = hashlib.sha256(source.read_bytes()).digest()
+        digest.update(f"\0{source.relative_to(package).as_posix()}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def is_done(executed: Path, mark: str) -> bool:
+    """Tells whether an executed notebook finished without error from the same code and parameters.
+
+    A run that wrote a section record counts only while the record is there.
+    """
+    run = read_run(executed) if executed.exists() else None
+    if run is None or run.state != "done" or run.mark.get("fingerprint") != mark:
+        return False
+    return not run.mark.get("record") or executed.with_suffix(".json").exists()
+
+
+@contextmanager
+def kernel_environment(jobs: int) -> Iterator[None]:
+    """Gives the kernels that start inside this block their share of the cores, and this environment's kernel.
+
+    Threads that wait for cores which others keep busy cost more than they bring: each job gets its share of the idle
+    cores, and at least one thread. With one job, the caller's own OMP_NUM_THREADS stays.
+    """
+    wanted = {"JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": str(max(1, _idle_cores() // jobs))}
+    if jobs == 1 and "OMP_NUM_THREADS" in os.environ:
+        del wanted["OMP_NUM_THREADS"]
+    before = {name: os.environ[name] for name in wanted if name in os.environ}
+    os.environ |= wanted
+    try:
+        yield
+    finally:
+        for name in wanted:
+            del os.environ[name]
+        os.environ |= before
+
+
+def run_section(
+    source: Path, parameters: dict[str, Any], folder: Path, kernels: Kernels, *, bar: bool = False, force: bool = False
+) -> SectionRun:
+    """Executes one notebook into `folder`, or skips it where that is done already, and exports its static page."""
+    stem, executed, page = source.stem, folder / source.name, folder / "html" / f"{source.stem}.html"
+    mark = fingerprint(source, parameters)
+    kernels.check()
+    if not force and is_done(executed, mark) and page.exists():
+        return SectionRun(stem, "skipped", 0.0, executed, page)
+    beside, start = folder / f".{stem}{UNFINISHED}", time.perf_counter()
+    (beside / "html").mkdir(parents=True)
+    try:
+        ours = {name: str(beside) if value == str(folder) else value for name, value in parameters.items()}
+        error = _execute(source, beside / source.name, ours, kernels.new(), bar)
+        kernels.check()
+        if (beside / source.name).exists():
+            _name_folder(beside / source.name, folder)
+            error = "\n".join(filter(None, [error, _export(beside / source.name, beside / "html" / page.name)]))
+        if not error:
+            _mark_done(beside / source.name, mark)
+        _replace(beside, folder, (page, folder / f"{stem}.json", folder / f"{stem}.png", executed))
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    state = "failed" if error else "done"
+    return SectionRun(stem, state, time.perf_counter() - start, executed, page if page.exists() else None, error)
+
+
+def _execute(source: Path, executed: Path, parameters: dict[str, Any], kernel: Any, bar: bool) -> str:
+    """Runs a notebook; returns the short traceback of its failure, or an empty string."""
+    import papermill
+
+    progress = {"desc": source.stem, "leave": False} if bar else False
+    options = {"kernel_name": "python3", "km": kernel, "extra_arguments": ["--IPKernelApp.log_level=40"]}  # errors only
+    try:
+        papermill.execute_notebook(source, executed, parameters, progress_bar=progress, **options)
+    except papermill.PapermillExecutionError as error:
+        trace = without_colours("\n".join(error.traceback)).rstrip().splitlines()[-_TRACEBACK_LINES:]
+        return "\n".join([f"in cell {error.exec_count}:", *trace])
+    except Exception as error:  # a kernel that dies or does not start must not end the other notebooks' runs
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _name_folder(executed: Path, folder: Path) -> None:
+    """Puts the folder that the result will lie in where the notebook tells the one that it was made in."""
+    made, final = (json.dumps(str(path))[1:-1] for path in (executed.parent, folder))
+    write_atomically(executed, executed.read_text(encoding="utf-8").replace(made, final).encode())
+
+
+def _export(executed: Path, page: Path) -> str:
+    """Writes the static page; returns what went wrong, or an empty string."""
+    try:
+        export_html(executed, page)
+    except Exception as error:  # for example a formula that cannot be converted: this notebook fails, not the batch
+        return f"no page: {type(error).__name__}: {error}"
+    return ""
+
+
+def _mark_done(executed: Path, mark: str) -> None:
+    page = nbformat.read(executed, as_version=4)
+    page.metadata["subtuning_lab"] = {"fingerprint": mark, "record": executed.with_suffix(".json").exists()}
+    write_atomically(executed, nbformat.writes(page).encode())
+
+
+def _replace(beside: Path, folder: Path, last_result: Sequence[Path]) -> None:
+    """Moves all that a run wrote to its place, the notebook last, which says that it is done."""
+    fresh = {folder / path.relative_to(beside): path for path in beside.rglob("*") if path.is_file()}
+    for stale in set(last_result) - set(fresh):
+        stale.unlink(missing_ok=True)
+    for target in sorted(fresh, key=last_result[-1].__eq__):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(fresh[target], target)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Holds the folder for this call; raises BlockingIOError where another call, in any process, holds it."""
+    with open(folder / ".lock", "a+b") as file:
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BlockingIOError(f"another reproduce works in {folder}; wait for it, or give --results") from error
+        yield
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what killed runs left."""
+    for left in folder.glob(f".*{UNFINISHED}"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+    sweep(folder)
+    sweep(folder / "html")
+
+
+def _idle_cores() -> int:
+    """Cores that this process may use, less those that others keep busy."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores - round(os.getloadavg()[0]) if hasattr(os, "getloadavg") else cores
 
 
 def _ending(run: SectionRun) -> str:
@@ -216,9 +327,4 @@ def _ending(run: SectionRun) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def report_path(results: str | Path, preset: str) -> Path:
-    """Name the report page that `reproduce` writes."""
-    return Path(results).absolute() / preset / REPORT
+    print(lines(line), file=sys.stderr, flush=True)

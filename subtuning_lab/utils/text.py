@@ -7,12 +7,23 @@ import unicodedata
 
 _TURNS_TEXT = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # as in "exe.txt" for "txt.exe"
 _MARKDOWN = re.compile(r"([\\`*\[\]|~$])")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of a traceback
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def printable(text: str) -> str:
     """Text that a terminal, a page and a database take: bytes that are no UTF-8 and control characters as escapes."""
     return "".join(_escaped(character) if _is_control(character) else character for character in text)
+
+
+def lines(text: object) -> str:
+    """Text of several lines for a terminal: each is `printable`."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
+def without_colours(text: str) -> str:
+    """`lines` without the terminal's colours, which tracebacks carry."""
+    return lines(_COLOURS.sub("", text))
 
 
 def markdown(value: object) -> str:

@@ -24,7 +24,7 @@ def call(*flags, **changes):
     return CliRunner().invoke(APP, ["bound", *words, *flags])
 
 
-def told(**changes):
+def answers(**changes):
     answer = call("--json", **changes)
     assert answer.exit_code == 0, answer.output
     tables = json.loads(answer.stdout)
@@ -32,10 +32,10 @@ def told(**changes):
 
 
 def test_the_rates_are_those_of_the_theorem():
-    bounds, terms = told(params=2500, confidence=0.9, full_delta=5)
-    own, full = bounds["SubTuning (paper's rate)"], bounds["full finetuning (paper's rate)"]
+    bounds, terms = answers(params=2500, confidence=0.9, full_delta=5)
+    few, full = bounds["SubTuning (paper's rate)"], bounds["full finetuning (paper's rate)"]
     rest = math.sqrt(math.log(1 / 0.1) / 20_000)
-    assert own["value"] == pytest.approx(20 * 2.5 * math.log(27) / 100 + rest)
+    assert few["value"] == pytest.approx(20 * 2.5 * math.log(27) / 100 + rest)
     assert full["value"] == pytest.approx(50 * 5 / 100 + rest)
     for row in bounds.values():
         assert math.fsum(t["amount"] for t in terms if t["bound"] == row["bound"]) == pytest.approx(row["value"])
@@ -43,12 +43,14 @@ def test_the_rates_are_those_of_the_theorem():
 
 
 def test_full_finetuning_goes_as_far_unless_told_otherwise():
-    own, other = (told(params=2500, **more)[0]["full finetuning (paper's rate)"] for more in ({}, {"full_delta": 2.5}))
-    assert own == other
+    same, given = (
+        answers(params=2500, **more)[0]["full finetuning (paper's rate)"] for more in ({}, {"full_delta": 2.5})
+    )
+    assert same == given
 
 
 def test_it_says_vacuous_only_where_it_is():
-    bounds, _ = told(params=160_000, tuned_params=4, training_error=0.1, errors=30, n_test=300)
+    bounds, _ = answers(params=160_000, tuned_params=4, training_error=0.1, errors=30, n_test=300)
     says = {name: row["says"] for name, row in bounds.items()}
     assert says.pop("full finetuning (paper's rate)") == "vacuous"
     assert [text.partition(" <= ")[0] for text in says.values()] == ["error", "error"]
@@ -57,10 +59,10 @@ def test_it_says_vacuous_only_where_it_is():
 
 
 def test_the_test_set_is_the_yardstick():
-    bounds, _ = told(errors=0, n_test=100)
+    bounds, _ = answers(errors=0, n_test=100)
     assert bounds["test set"]["value"] == pytest.approx(1 - 0.05 ** (1 / 100))  # by hand for no error at all
-    assert told(errors=0)[0]["test set"]["value"] == pytest.approx(1 - 0.05 ** (1 / 10_000))
-    assert "test set" not in told()[0]
+    assert answers(errors=0)[0]["test set"]["value"] == pytest.approx(1 - 0.05 ** (1 / 10_000))
+    assert "test set" not in answers()[0]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sqlite3
 import subprocess
 import sys
 
@@ -15,21 +16,10 @@ from typer.testing import CliRunner
 
 import subtuning_lab as lab
 from subtuning_lab.cli.main import app
+from subtuning_lab.cli.output import tell
 
-QUICK_PROFILE = [
-    "--backbone",
-    "cifar_resnet20",
-    "--weights",
-    "random",
-    "--train-size",
-    "60",
-    "--folds",
-    "2",
-    "--epochs",
-    "1",
-    "--batch-size",
-    "30",
-]
+QUICK_PROFILE = ["--backbone", "cifar_resnet20", "--weights", "random", "--train-size", "60", "--folds", "2"]
+QUICK_PROFILE += ["--epochs", "1", "--batch-size", "30"]
 
 
 def call(*arguments):
@@ -70,7 +60,7 @@ def test_reproduce_ends_with_the_report_and_fails_if_a_section_fails(notebooks):
         (["reproduce", "-p", "stepz=1"], "no parameter 'stepz'"),
         (["reproduce", "-p", "steps=many"], "steps must be int, not 'many'"),
         (["reproduce", "-p", "steps"], "name=value"),
-        (["reproduce", "--jobs", "0"], "jobs must be"),
+        (["reproduce", "--jobs", "0"], "jobs is 0"),
         (["records", "no.sqlite"], "no run store no.sqlite"),
     ],
 )
@@ -172,10 +162,10 @@ def test_greedy_tells_its_trace_and_what_it_chose(tmp_path):
     assert told["chosen"][0]["n"] == 2
 
 
-@pytest.mark.parametrize("how", [["--race", "halving"], ["--race", "race"], ["--significance", "0.05"]])
-def test_greedy_takes_races_and_a_significance_rule(tmp_path, how):
+@pytest.mark.parametrize("rule", [["--race", "halving"], ["--race", "race"], ["--significance", "0.05"]])
+def test_greedy_takes_races_and_a_significance_rule(tmp_path, rule):
     kept = ["--records", tmp_path / "runs.sqlite", "--out", tmp_path]
-    told = call("greedy", *QUICK_GREEDY, *kept, *how, "--json")
+    told = call("greedy", *QUICK_GREEDY, *kept, *rule, "--json")
     assert told.exit_code == 0, told.output
     assert len(json.loads(told.stdout)["trace_forward"]) == 10
 
@@ -217,3 +207,69 @@ def test_merge_tells_what_is_wrong_with_its_files(tuned_files):
     ):
         told = call("merge", *arguments)
         assert told.exit_code == 2 and message in " ".join(told.stderr.split()), told.output
+
+
+def test_the_version_is_told_without_torch():
+    code = "import sys; from subtuning_lab.cli.main import app; app(['--version'], standalone_mode=False)"
+    told = subprocess.run(
+        [sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], capture_output=True, text=True
+    )
+    assert told.stdout == f"subtuning-lab {lab.__version__}\nFalse\n"
+
+
+def test_options_of_a_model_are_read_as_python_and_toml_write_them(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(lab, "load_backbone", lambda name, **options: seen.update(options) or sys.exit(7))
+    words = "class_token=False dynamic_img_size=true img_size=(96,96) drop_rate=0.1 pos_embed=None act_layer=gelu"
+    call("profile", "--weights=~/x.safetensors", *(f"--model-option={word}" for word in words.split()))
+    assert not seen["weights"].startswith("~") and seen["weights"].endswith("/x.safetensors")
+    del seen["weights"], seen["drop_blocks"]
+    assert seen == {
+        **{"class_token": False, "dynamic_img_size": True, "img_size": (96, 96)},
+        **{"drop_rate": 0.1, "pos_embed": None, "act_layer": "gelu"},
+    }
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert str(tmp_path / "none.sqlite") in "".join(call("records", "~/none.sqlite").stderr.splitlines())
+    kept = ["--records=~/runs.sqlite", "--out=~/out", "--save=~/tuned.safetensors"]
+    told = call("greedy", *QUICK_GREEDY, *kept, "--json")
+    assert told.exit_code == 0, told.output
+    assert {"runs.sqlite", "out", "tuned.safetensors"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--save", "mytask"], "a tuned task is a .safetensors file"),
+        (["--save", "file/x.safetensors"], "file is no folder"),
+        (["--out", "file/out"], "file is no folder"),
+        (["--records", "file/lab.sqlite"], "file"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_the_work(monkeypatch, tmp_path, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(lab, "greedy_subtuning", lambda *args, **more: pytest.fail("worked before it looked"))
+    told = call("greedy", *QUICK_GREEDY, *options)
+    assert told.exit_code == 2 and told.stderr.startswith("error: ") and message in told.stderr, told.output
+
+
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("disk I/O error"), PermissionError(13, "no"), OSError()])
+def test_errors_of_files_and_stores_are_one_line(monkeypatch, tmp_path, error):
+    def refuse(path):
+        raise error
+
+    monkeypatch.setattr(lab, "Records", refuse)
+    (tmp_path / "lab.sqlite").write_bytes(b"")
+    told = call("records", tmp_path / "lab.sqlite")
+    assert told.exit_code == 2 and len(told.stderr.splitlines()) == 1 and told.stderr.startswith("error: ")
+
+
+def test_names_cannot_steer_the_terminal(capsys):
+    evil = "cat\x1b[2J\x9b31m"
+    tell({"answers": pd.DataFrame({"answer": [evil]})}, False)
+    assert "cat\\x1b[2J\\x9b31m" in capsys.readouterr().out
+    told = call("records", f"{evil}.sqlite")
+    assert "\x1b" not in told.stderr and "\\x1b[2J" in told.stderr

@@ -3,13 +3,20 @@
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import nbformat
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
 
+from subtuning_lab.report import run as batch
 from subtuning_lab.report.presets import check_parameters, declared_parameters, parse_parameter, settle_parameters
-from subtuning_lab.report.run import kernel_environment, reproduce, select_sections
+from subtuning_lab.report.run import fingerprint, kernel_environment, reproduce, select_sections
 
 RECORD = """
 import json, pathlib
@@ -88,7 +95,6 @@ def test_a_failure_is_kept_and_the_rest_go_on_in_two_jobs(lab, capsys):
         ({"sections": "01"}, TypeError, "list"),
         ({"preset": "huge"}, ValueError, "unknown preset 'huge'.*quick, long"),
         ({"jobs": 0}, ValueError, "jobs"),
-        ({"jobs": True}, ValueError, "jobs"),
         ({"parameters": {"stepz": 1}}, ValueError, "'stepz'.*steps"),
         ({"parameters": {"steps": 1.5}}, TypeError, "steps must be int, not 1.5"),
         ({"parameters": {"steps": True}}, TypeError, "steps must be int, not True"),
@@ -147,6 +153,14 @@ def test_a_float_parameter_takes_a_whole_number(lab):
         ("a=folder:x=y", ("a", "folder:x=y")),
         ("a=2024-01-01", ("a", "2024-01-01")),
         ("a=", ("a", "")),
+        ("a=False", ("a", False)),
+        ("a=TRUE", ("a", True)),
+        ("a=None", ("a", None)),
+        ("a=(1, 2)", ("a", (1, 2))),
+        ("a={'b': [True, None]}", ("a", {"b": [True, None]})),
+        ("a=False alarm", ("a", "False alarm")),
+        ("a=1\nb = 2", ("a", "1\nb = 2")),
+        ("a=" + "[" * 9999, ("a", "[" * 9999)),
     ],
 )
 def test_parameters_are_read_as_toml_or_text(text, expected):
@@ -166,8 +180,11 @@ def test_kernels_share_the_cores_and_the_environment_is_restored(monkeypatch):
     before = dict(os.environ)
     with kernel_environment(jobs=1):
         assert os.environ["OMP_NUM_THREADS"] == "3" and os.environ["JUPYTER_PREFER_ENV_PATH"] == "1"
-    with kernel_environment(jobs=1000):
-        assert os.environ["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    for load, jobs, threads in ((0.2, 2, "8"), (10.0, 2, "3"), (10.0, 3, "2"), (50.0, 2, "1"), (0.0, 99, "1")):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        with kernel_environment(jobs):
+            assert os.environ["OMP_NUM_THREADS"] == threads, (load, jobs)
     assert dict(os.environ) == before
 
 
@@ -178,3 +195,87 @@ def test_a_number_is_as_good_as_its_text_where_text_is_wanted(tmp_path):
     nbformat.write(declared, path)
     settled = settle_parameters({"01_widths": path}, {}, dict([parse_parameter("widths=2")]), tmp_path)
     assert settled == {"01_widths": {"widths": "2"}}
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_parameter_or_refused(text):
+    try:
+        name, value = parse_parameter(text)
+    except ValueError as error:
+        assert "name=value" in str(error)
+    else:
+        assert name.isidentifier() and isinstance(value, bool | int | float | str | list | dict | tuple | type(None))
+
+
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(st.none() | st.booleans() | NUMBERS | st.lists(NUMBERS) | st.dictionaries(st.text(), st.booleans()))
+def test_python_values_come_back_as_they_were_written(value):
+    assert parse_parameter(f"name={value!r}") == ("name", value)
+
+
+SLOW = "import pathlib, time\npathlib.Path(results, '01_good.json').write_text('half')\ntime.sleep(60)"
+
+
+def contents(folder):
+    """Path -> content of what is in its place."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "report.html"]
+    return {path: path.read_bytes() for path in files if ".unfinished" not in str(path)}
+
+
+def start_in_own_process(lab, jobs):
+    """`reproduce` on the fixture's folder, once its first notebook runs."""
+    options = f"notebooks={str(lab.folder)!r}, results={str(lab.results.parent)!r}, jobs={jobs}, force=True"
+    code = f"from subtuning_lab.report.run import reproduce; reproduce({options})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not list(lab.results.glob(".01_good*/01_good.json")):
+        assert process.poll() is None and time.monotonic() < end, process.stderr.read()
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize(("jobs", "how"), [(2, signal.SIGINT), (1, signal.SIGKILL)])
+def test_an_interrupt_ends_at_once_and_leaves_the_last_result(lab, jobs, how):
+    lab()
+    before = contents(lab.results)
+    write_notebook(lab.folder, "01_good", SLOW)
+    write_notebook(lab.folder, "02_more", SLOW)
+    process, start = start_in_own_process(lab, jobs), time.monotonic()
+    process.send_signal(how)
+    process.wait(30)
+    assert time.monotonic() - start < 15
+    left = contents(lab.results)
+    assert left == before
+    assert how == signal.SIGKILL or ".unfinished" not in " ".join(path.name for path in lab.results.iterdir())
+    (lab.folder / "02_more.ipynb").unlink()
+    write_notebook(lab.folder, "01_good", RECORD)
+    assert lab()[0].state == "skipped" and not list(lab.results.glob(".*.unfinished"))  # swept
+
+
+def test_two_runs_in_one_folder_do_not_meet(lab):
+    lab()
+    with batch._alone_in(lab.results), pytest.raises(BlockingIOError, match="another reproduce works in"):
+        lab()
+    assert lab()[0].state == "skipped"
+
+
+def test_a_result_names_the_folder_that_it_lies_in(lab):
+    write_notebook(lab.folder, "01_good", f"{RECORD}\nprint(results)")
+    lab()
+    assert str(lab.results) in (lab.results / "01_good.ipynb").read_text()
+    assert "unfinished" not in (lab.results / "01_good.ipynb").read_text() + (lab.results / "report.html").read_text()
+
+
+def test_a_change_in_any_room_is_another_run(lab, tmp_path):
+    package, notebook = tmp_path / "package", lab.folder / "01_good.ipynb"
+    files = ["top.py", "nets/chain.py", "nets/weights/lab.safetensors", "report/report.html"]
+    marks = set()
+    for changed in [None, *files]:
+        for name in files:
+            (package / name).parent.mkdir(parents=True, exist_ok=True)
+            (package / name).write_text("new" if name == changed else "old")
+        marks.add(fingerprint(notebook, {}, package))
+    marks.add(fingerprint(notebook, {"steps": 2}, package))
+    assert len(marks) == len(files) + 2
