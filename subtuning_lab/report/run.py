@@ -171,11 +171,12 @@ def report_path(results: str | Path, preset: str) -> Path:
     return Path(results).expanduser().absolute() / preset / REPORT
 
 
-def fingerprint(notebook: Path, parameters: Mapping[str, Any], package: Path = Path(__file__).parents[1]) -> str:
+def fingerprint(notebook: Path, parameters: Mapping[str, Any]) -> str:
     """Hashes all that determines a run: the notebook's cells, the parameters, every file of the package."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
     for cell in nbformat.read(notebook, as_version=4).cells:
         digest.update(f"\0{cell.cell_type}\0{cell.source}".encode())
+    package = Path(__file__).parents[1]
     for source in sorted(path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"):
         content = hashlib.sha256(source.read_bytes()).digest()
         digest.update(f"\0{source.relative_to(package).as_posix()}\0".encode() + content)

@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from subtuning_lab.report import run as batch
 from subtuning_lab.report.presets import check_parameters, declared_parameters, parse_parameter, settle_parameters
-from subtuning_lab.report.run import fingerprint, kernel_environment, reproduce, select_sections
+from subtuning_lab.report.run import kernel_environment, reproduce, select_sections
 
 RECORD = """
 import json, pathlib
@@ -266,16 +266,3 @@ def test_a_result_names_the_folder_that_it_lies_in(lab):
     lab()
     assert str(lab.results) in (lab.results / "01_good.ipynb").read_text()
     assert "unfinished" not in (lab.results / "01_good.ipynb").read_text() + (lab.results / "report.html").read_text()
-
-
-def test_a_change_in_any_room_is_another_run(lab, tmp_path):
-    package, notebook = tmp_path / "package", lab.folder / "01_good.ipynb"
-    files = ["top.py", "nets/chain.py", "nets/weights/lab.safetensors", "report/report.html"]
-    marks = set()
-    for changed in [None, *files]:
-        for name in files:
-            (package / name).parent.mkdir(parents=True, exist_ok=True)
-            (package / name).write_text("new" if name == changed else "old")
-        marks.add(fingerprint(notebook, {}, package))
-    marks.add(fingerprint(notebook, {"steps": 2}, package))
-    assert len(marks) == len(files) + 2
