@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -15,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.data.task import Split, Task
 from subtuning_lab.nets.chain import Chain, frozen_copy, set_trainable
-from subtuning_lab.nets.inputs import network_input
+from subtuning_lab.nets.inputs import logits_of, network_input
+from subtuning_lab.utils.validation import Is, OneOf, Real, Rule, Whole, check_all, checked
 
 NO_ADAPTATION, BN_STATISTICS = "no adaptation", "BatchNorm statistics"
 _BATCH = 256
@@ -31,7 +30,7 @@ class SourceNetwork:
         prior: with "target", the source's statistics count as much as so many images do; at least 0.
 
     Raises:
-        ValueError: a value out of its range, by name.
+        TypeError, ValueError: a value out of its range, by name.
 
     Source: Schneider et al. 2020; Nado et al. 2020 (prior 0). Deviation: the statistics are of the training images,
         taken once, and not of the images that are to be classified.
@@ -41,14 +40,10 @@ class SourceNetwork:
     prior: float = 0.0
 
     head_start: ClassVar[str] = "source"
+    rules: ClassVar[dict[str, Rule]] = {"statistics": OneOf(("source", "target")), "prior": Real(0)}
 
     def __post_init__(self) -> None:
-        if self.statistics not in ("source", "target"):
-            raise ValueError(f"statistics is {self.statistics!r}; it must be source or target")
-        if isinstance(self.prior, bool) or not isinstance(self.prior, int | float):
-            raise TypeError(f"prior must be a number, got {self.prior!r}")
-        if not 0 <= self.prior < math.inf:
-            raise ValueError(f"prior is {self.prior!r}; it must be at least 0 and finite")
+        check_all(vars(self), self.rules)
 
     @property
     def name(self) -> str:
@@ -78,10 +73,9 @@ class SourceNetwork:
         if head is None or head.out_features != num_classes:
             has = "has none" if head is None else f"has one of {head.out_features} classes"
             raise ValueError(f"{self.name} needs a pretrained readout of {num_classes} classes; {backbone.name} {has}")
-        network = frozen_copy(backbone)
-        if self.statistics == "target":
-            network = with_statistics(network, train.images, self.prior, image_size)
-        return FittedSource(network, image_size)
+        if self.statistics == "source":
+            return FittedSource(frozen_copy(backbone), image_size)
+        return FittedSource(with_statistics(backbone, train.images, self.prior, image_size), image_size)
 
 
 @dataclass(frozen=True)
@@ -93,45 +87,66 @@ class FittedSource:
 
     params: ClassVar[int] = 0
 
-    @torch.no_grad()
     def logits(self, split: Split) -> torch.Tensor:
         """Logits (n, classes) of a split's images, on the CPU."""
-        views = _views(self.backbone, split.images, self.image_size)
-        return torch.cat([self.backbone.source_head(self.backbone(x)).cpu() for x in views])
+        chain, size = self.backbone, self.image_size
+
+        def network(images: torch.Tensor) -> torch.Tensor:
+            return chain.source_head(chain(network_input(chain, images, size)))
+
+        return logits_of(network, split.images, device=chain.mean.device)
 
 
+@checked(backbone=Is(Chain), images=Is((torch.Tensor, StreamedImages)), prior=Real(0), image_size=Whole(1).or_none())
 @torch.no_grad()
 def with_statistics(
     backbone: Chain, images: torch.Tensor | StreamedImages, prior: float = 0.0, image_size: int | None = None
 ) -> Chain:
-    """A copy of the backbone whose BatchNorm statistics are those of the images; without BatchNorm, an equal one.
+    """A copy of the backbone with the images' BatchNorm statistics; one without BatchNorm comes back as it was.
 
-    Every BatchNorm normalizes with its batch's statistics meanwhile, so that later ones see adapted inputs. Statistics
-    of several batches are averaged.
+    Each BatchNorm mixes the source's statistics with those of what arrives, and computes with the mixture: the next
+    one sees what it will see in the adapted network. Mixtures of several batches are averaged.
 
     Args:
         backbone: the pretrained chain; it is not changed.
         images: uint8 (n, 3, H, W), not augmented.
-        prior: the old statistics count as much as so many images do.
+        prior: the source's statistics count as much as so many images do; at least 0.
         image_size: side in pixels that images are resized to; None keeps their own.
+
+    Raises:
+        ValueError: a BatchNorm to which a batch brings one value per channel, which has no variance.
+
+    Source: Schneider et al. 2020, whose layer mixes with weights prior : number of images.
     """
-    network = frozen_copy(backbone)
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    old = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum, norm.training = None, True  # a plain mean over batches
-    for x in _views(network, images, image_size):
-        for part in network.parts:  # the chain's own forward would put frozen BatchNorm back into eval mode
-            x = part(x)
-    weight = prior / (prior + len(images))
-    for norm, (mean, variance, momentum) in zip(norms, old, strict=True):
-        norm.running_mean.lerp_(mean, weight)
-        norm.running_var.lerp_(variance, weight)
-        norm.momentum = momentum
-    return network.eval()
+    network, weight = frozen_copy(backbone), prior / (prior + len(images))
+    source = {
+        norm: (norm.running_mean.clone(), norm.running_var.clone())
+        for norm in network.modules()
+        if isinstance(norm, _BatchNorm) and norm.track_running_stats
+    }
+    mixtures: dict[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]] = {norm: [] for norm in source}
+
+    def mix(norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        values = inputs[0].transpose(0, 1).flatten(1)  # (channels, values)
+        if values.shape[1] < 2:
+            raise ValueError("BatchNorm statistics need more than one value per channel: give more images")
+        new_variance, new_mean = torch.var_mean(values, 1)
+        norm.running_mean, norm.running_var = (
+            torch.lerp(new, old, weight) for new, old in zip((new_mean, new_variance), source[norm], strict=True)
+        )
+        mixtures[norm].append((norm.running_mean, norm.running_var))
+
+    hooks = [norm.register_forward_pre_hook(mix) for norm in source]
+    for rows in torch.arange(len(images), device=images.device).tensor_split(-(-len(images) // _BATCH)):
+        network(network_input(network, images[rows], image_size))
+    for hook in hooks:
+        hook.remove()
+    for norm, own in mixtures.items():
+        norm.running_mean, norm.running_var = (torch.stack(tensors).mean(0) for tensors in zip(*own, strict=True))
+    return network
 
 
+@checked(backbone=Is(Chain), task=Is(Task))
 def with_readout_of(backbone: Chain, task: Task) -> Chain:
     """A copy of the backbone whose pretrained readout has the task's classes only, the first of those that it has.
 
@@ -151,9 +166,3 @@ def with_readout_of(backbone: Chain, task: Task) -> Chain:
         narrow.load_state_dict({name: tensor[: task.num_classes] for name, tensor in head.state_dict().items()})
         network.source_head = narrow.to(head.weight)
     return set_trainable(network, [])
-
-
-def _views(backbone: Chain, images: torch.Tensor | StreamedImages, image_size: int | None) -> Iterator[torch.Tensor]:
-    """Normalized images (batch, 3, height, width) on the backbone's device, in batches of equal sizes up to one."""
-    for rows in torch.arange(len(images)).tensor_split(-(-len(images) // _BATCH)):
-        yield network_input(backbone, images[rows.to(images.device)], image_size)

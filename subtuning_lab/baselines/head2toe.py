@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -15,14 +14,17 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression, MultiTaskLasso
 
-from subtuning_lab.data.arrays import check_labels, check_number
+from subtuning_lab.baselines.latest import Latest
+from subtuning_lab.data.arrays import check_labels
+from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.data.task import Split
 from subtuning_lab.nets.chain import Chain, frozen_copy
 from subtuning_lab.nets.inputs import network_input
+from subtuning_lab.utils.validation import Is, OneOf, Real, Rule, Several, Whole, check_all, checked
 
 _BATCH, _STEPS = 64, 10_000
 _MAX_PREFIX = 8  # class and register tokens before the tokens of the grid; more than these means that there is no grid
-_LATEST: WeakKeyDictionary[Split, dict[tuple, Any]] = WeakKeyDictionary()
+_SHARE, _C = Real(0, 1, above=True), Real(0, above=True)
 
 
 @dataclass(frozen=True)
@@ -37,39 +39,52 @@ class Head2Toe:
         C: inverse strength of the readout's L2 penalty (scikit-learn's), above 0.
         sparsity: of the group lasso that ranks features, in (0, 1): its penalty, as a share of the smallest one that
             would leave no feature at all.
+        scaling: "image" gives every image's features of one part norm 1, so that a narrow part's are large and soon
+            chosen; "part" gives each part's features variance 1 in the mean, so that widths don't matter.
 
     Raises:
         TypeError, ValueError: a value out of its range, by name.
 
-    Source: Evci, Dumoulin, Larochelle, Mozer, "Head2Toe" (ICML 2022). Deviations: the group lasso is of squared error
-        on one-hot labels, not of cross-entropy trained by gradient descent; where its weights are zero, features are
-        ranked by how near they are to entering; each part's features have variance 1 in the mean, not norm 1 per image.
+    Source: Evci, Dumoulin, Larochelle, Mozer, "Head2Toe" (ICML 2022). Deviations: outputs of the chain's parts are the
+        features, none from inside a block, and all parts are pooled to one size; the group lasso is of squared error on
+        one-hot labels, with a penalty relative to the largest useful one, not of cross-entropy by gradient descent;
+        where its weights are zero, features are ranked by how near they are to entering; the readout on the chosen ones
+        is logistic regression to convergence, and the backbone is never tuned after it.
     """
 
     pool: int = 512
     share: float = 0.1
     C: float = 1.0
     sparsity: float = 0.1
+    scaling: str = "image"
+    latest: Latest = field(default_factory=Latest, compare=False, repr=False)
 
     name: ClassVar[str] = "Head2Toe"
+    rules: ClassVar[dict[str, Rule]] = {
+        "pool": Whole(1),
+        "share": _SHARE,
+        "C": _C,
+        "sparsity": Real(0, 1, above=True, below=True),
+        "scaling": OneOf(("image", "part")),
+        "latest": Is(Latest),
+    }
 
     def __post_init__(self) -> None:
-        if self.pool is None:
-            raise TypeError("pool must be an int, got None")
-        check_number("pool", self.pool, 1)
-        for key, high in (("share", math.nextafter(1.0, 2.0)), ("C", math.inf), ("sparsity", 1.0)):
-            _check_between(key, getattr(self, key), high)
+        check_all(vars(self), self.rules)
 
     @staticmethod
+    @checked(pool=Whole(1), shares=Several(_SHARE), Cs=Several(_C))
     def grid(
-        pool: int = 512, shares: Sequence[float] = (0.02, 0.1, 1.0), Cs: Sequence[float] = (0.01, 0.1, 1.0)
+        pool: int = 512, shares: Sequence[float] = (0.01, 0.02, 0.1, 1.0), Cs: Sequence[float] = (0.01, 0.1, 1.0)
     ) -> list[Head2Toe]:
-        """Every combination, to be chosen among on the folds."""
-        return [Head2Toe(pool, share, C) for share, C in product(shares, Cs)]
+        """Every combination, to be chosen among on the folds; they share features and ranking."""
+        latest = Latest()
+        return [Head2Toe(pool, share, C, latest=latest) for share, C in product(shares, Cs)]
 
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, object]:
         """Plain values by name, for records."""
-        return {name: value if name == "pool" else float(value) for name, value in asdict(self).items()}
+        numbers = {name: float(getattr(self, name)) for name in ("share", "C", "sparsity")}
+        return {"pool": int(self.pool), **numbers, "scaling": self.scaling}
 
     def fit(
         self, backbone: Chain, train: Split, num_classes: int, seed: int = 0, image_size: int | None = None
@@ -86,26 +101,26 @@ class Head2Toe:
         Raises:
             ValueError: labels out of range, or all the same; activations of a shape that can't be pooled.
         """
-        check_number("num_classes", num_classes, 2)
-        check_number("image_size", image_size, 1)
+        rules = {"num_classes": Whole(2), "image_size": Whole(1).or_none()}
+        check_all({"num_classes": num_classes, "image_size": image_size}, rules)
         check_labels(train.labels, range(num_classes), "train")
         if len(train.labels.unique()) < 2:
             raise ValueError(f"train has the one label {int(train.labels[0])}; a readout needs at least two")
-        frozen = frozen_copy(backbone)
-        key = (frozen.fingerprint, self.pool, image_size)
-        raw, owners = _once(train, key, lambda: _features(frozen, train.images, self.pool, image_size))
-        center, scale = _scaling(raw, owners)
-        features, labels = (raw - center) * scale, train.labels.numpy()
-        chosen = np.arange(features.shape[1])
+        features = _Features(frozen_copy(backbone), self.pool, self.scaling, image_size)
+        key = (features.backbone.fingerprint, self.pool, self.scaling, image_size)
+        raw, owners = self.latest.of(train, key, lambda: features.of_all(train.images))
+        center, scale = _scaling(raw, owners if self.scaling == "part" else np.zeros_like(owners))
+        scaled, labels = (raw - center) * scale, train.labels.numpy()
+        chosen = np.arange(len(owners))
         if self.share < 1:
-            ranks = _once(train, (*key, self.sparsity), lambda: relevance(features, labels, self.sparsity))
+            ranks = self.latest.of(train, (*key, self.sparsity), lambda: relevance(scaled, labels, self.sparsity))
             kept = max(1, round(self.share * len(chosen)))
             chosen = np.sort(np.argsort(-ranks, kind="stable")[:kept])
-        weight, bias = _readout(features[:, chosen], labels, num_classes, self.C)
+        weight, bias = _readout(scaled[:, chosen], labels, num_classes, self.C)
         weight = weight * scale[chosen]
-        table = pd.DataFrame({"part": np.array(frozen.part_names)[owners], "chosen": False})
+        table = pd.DataFrame({"part": np.array(backbone.part_names)[owners], "chosen": False})
         table.loc[chosen, "chosen"] = True
-        return FittedHead2Toe(frozen, self.pool, image_size, chosen, weight, bias - weight @ center[chosen], table)
+        return FittedHead2Toe(features, chosen, weight, bias - weight @ center[chosen], table)
 
 
 @dataclass(frozen=True)
@@ -113,16 +128,13 @@ class FittedHead2Toe:
     """A readout on chosen features of a frozen backbone.
 
     Args:
-        backbone: the frozen chain.
-        pool, image_size: as its features were made.
+        source: where the features come from.
         chosen: int64 (kept,), their places among all features, ascending.
         weight, bias: of the readout, (classes, kept) and (classes,); -inf for a class without training images.
         features: table with a row per feature: `part`, and whether it was `chosen`.
     """
 
-    backbone: Chain = field(repr=False)
-    pool: int
-    image_size: int | None
+    source: _Features = field(repr=False)
     chosen: np.ndarray = field(repr=False)
     weight: np.ndarray = field(repr=False)
     bias: np.ndarray = field(repr=False)
@@ -135,9 +147,36 @@ class FittedHead2Toe:
 
     def logits(self, split: Split) -> torch.Tensor:
         """Logits (n, classes) of a split's images, float64 on the CPU."""
-        batches = _feature_batches(self.backbone, split.images, self.pool, self.image_size)
+        batches = self.source.batches(split.images)
         rows = [features[:, self.chosen] @ self.weight.T + self.bias for features, _ in batches]
         return torch.from_numpy(np.concatenate(rows))
+
+
+@dataclass(frozen=True)
+class _Features:
+    """Features of all parts of a frozen backbone; see `Head2Toe` for how they are made."""
+
+    backbone: Chain
+    pool: int
+    scaling: str
+    image_size: int | None
+
+    @torch.no_grad()
+    def batches(self, images: torch.Tensor | StreamedImages) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Features (batch, features), float64, and the part's number of each feature."""
+        for rows in torch.arange(len(images), device=images.device).split(_BATCH):
+            x = network_input(self.backbone, images[rows], self.image_size)
+            size, features = tuple(x.shape[-2:]), []
+            for part in self.backbone.parts:
+                x = part(x)
+                own = pooled(x, self.pool, size).cpu().to(torch.float64, copy=True)  # a next part may write into x
+                features.append((F.normalize(own) if self.scaling == "image" else own).numpy())
+            yield np.concatenate(features, axis=1), np.repeat(np.arange(len(features)), [f.shape[1] for f in features])
+
+    def of_all(self, images: torch.Tensor | StreamedImages) -> tuple[np.ndarray, np.ndarray]:
+        """As `batches`, of all images together."""
+        batches, owners = zip(*self.batches(images), strict=True)
+        return np.concatenate(batches), owners[0]
 
 
 def relevance(features: np.ndarray, labels: np.ndarray, sparsity: float) -> np.ndarray:
@@ -216,32 +255,11 @@ def _token_grid(tokens: int, image: tuple[int, int]) -> tuple[int, int, int]:
     return 0, 1, tokens
 
 
-@torch.no_grad()
-def _feature_batches(
-    frozen: Chain, images: torch.Tensor, pool: int, image_size: int | None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Features (batch, features) of all parts, float64, and the part's number of each feature."""
-    for rows in torch.arange(len(images)).split(_BATCH):
-        batch = images[rows.to(images.device)].to(frozen.mean.device)
-        x = network_input(frozen, batch, image_size)
-        size, features = tuple(x.shape[-2:]), []
-        for part in frozen.parts:
-            x = part(x)
-            features.append(pooled(x, pool, size).double().cpu().numpy())  # now: a next part may write into its input
-        yield np.concatenate(features, axis=1), np.repeat(np.arange(len(features)), [f.shape[1] for f in features])
-
-
-def _features(frozen: Chain, images: torch.Tensor, pool: int, image_size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """As `_feature_batches`, of all images together."""
-    batches, owners = zip(*_feature_batches(frozen, images, pool, image_size), strict=True)
-    return np.concatenate(batches), owners[0]
-
-
-def _scaling(features: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of every feature, and one factor per part that brings its features' mean variance to 1."""
-    variance = np.bincount(owners, features.var(0)) / np.bincount(owners)
+def _scaling(features: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of every feature, and one factor per group that brings its features' mean variance to 1."""
+    variance = np.bincount(groups, features.var(0)) / np.bincount(groups)
     factors = 1 / np.sqrt(np.where(variance > 0, variance, 1.0))
-    return features.mean(0), factors[owners]
+    return features.mean(0), factors[groups]
 
 
 def _readout(features: np.ndarray, labels: np.ndarray, num_classes: int, C: float) -> tuple[np.ndarray, np.ndarray]:
@@ -252,22 +270,3 @@ def _readout(features: np.ndarray, labels: np.ndarray, num_classes: int, C: floa
     weight[model.classes_] = np.concatenate([0 * model.coef_, model.coef_]) if two else model.coef_
     bias[model.classes_] = np.append(0.0, model.intercept_) if two else model.intercept_
     return weight, bias
-
-
-def _once(split: Split, key: tuple, compute: Callable[[], Any]) -> Any:
-    """What was computed for the latest training images; the settings of a grid share it."""
-    if split not in _LATEST:
-        _LATEST.clear()  # one split's features at a time: they may be large
-    known = _LATEST.setdefault(split, {})
-    if key not in known:
-        known[key] = compute()
-    return known[key]
-
-
-def _check_between(name: str, value: float, high: float) -> None:
-    """Raises TypeError or ValueError unless the value is a number above 0 and below `high`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 < value < high:
-        allowed = "at most 1" if name == "share" else f"below {high}"
-        raise ValueError(f"{name} is {value!r}; it must be above 0 and {allowed}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -10,6 +9,7 @@ from typing import ClassVar
 import pandas as pd
 import torch
 
+from subtuning_lab.baselines.latest import Latest
 from subtuning_lab.data.task import Split
 from subtuning_lab.engine.fit import fit_together
 from subtuning_lab.engine.recipe import Recipe
@@ -17,16 +17,17 @@ from subtuning_lab.engine.trainable import count_trained, tune_parts
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain, count_parameters, in_order
 from subtuning_lab.nets.heads import fill_readout
+from subtuning_lab.nets.inputs import logits_of
 from subtuning_lab.study.study import Blocks, Study
-from subtuning_lab.study.trials import OtherImages
 from subtuning_lab.utils.hashing import fingerprint_of
 from subtuning_lab.utils.random import Stream, seeded
+from subtuning_lab.utils.validation import Is, Real, Rule, Several, Table, check_all, checked
 
 ALPHAS: tuple[float, ...] = tuple(step / 10 for step in range(11))
-_BATCH = 256
-_LATEST: dict[tuple, TunedTask] = {}  # one training at a time is kept
+_ALPHA, _CURVE = Real(0, 1), Table(("images",), ("alpha", "accuracy"))
 
 
+@checked(tuned=Is(TunedTask), alpha=_ALPHA)
 def interpolate(tuned: TunedTask, alpha: float) -> TunedTask:
     """The task with its tuned blocks at (1 - alpha) pretrained + alpha tuned.
 
@@ -48,9 +49,6 @@ def interpolate(tuned: TunedTask, alpha: float) -> TunedTask:
     Source: Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT, 2022), who interpolate all weights;
         here only the subset has two ends.
     """
-    if not isinstance(tuned, TunedTask):
-        raise TypeError(f"tuned is a {type(tuned).__name__}; it must be a TunedTask")
-    _check_alpha(alpha)
     recipe = tuned.provenance.get("recipe", {})
     if recipe.get("init") == "random":
         raise ValueError('the blocks were tuned with init "random"; they have no pretrained weights to go back to')
@@ -71,6 +69,7 @@ class Interpolated:
         blocks: part names, in the network's order.
         recipe: without early stopping, for which there are no images.
         alpha: as for `interpolate`.
+        latest: where a training is kept for the others.
 
     Raises:
         TypeError, ValueError: an alpha out of range, or a recipe that stops early.
@@ -79,11 +78,13 @@ class Interpolated:
     blocks: tuple[str, ...]
     recipe: Recipe
     alpha: float
+    latest: Latest = field(default_factory=Latest, compare=False, repr=False)
 
     name: ClassVar[str] = "interpolated"
+    rules: ClassVar[dict[str, Rule]] = {"recipe": Is(Recipe), "alpha": _ALPHA, "latest": Is(Latest)}
 
     def __post_init__(self) -> None:
-        _check_alpha(self.alpha)
+        check_all(vars(self), self.rules)
         if self.recipe.patience is not None:
             raise ValueError(f"patience is {self.recipe.patience}; interpolation needs recipes with patience None")
 
@@ -109,15 +110,12 @@ class Interpolated:
             image_size: of the recipe; no other is possible.
         """
         readout = None if backbone.source_head is None else fingerprint_of({"head": backbone.source_head}, (), ())
-        images = OtherImages(train).fingerprint  # a GPU gets a new copy of the split for every method
-        key = (images, backbone.fingerprint, readout, self.blocks, self.recipe, num_classes, seed, backbone.mean.device)
-        if key not in _LATEST:
-            _LATEST.clear()
-            _LATEST[key] = _fit(self, backbone, train, num_classes, seed)
+        key = (backbone.fingerprint, readout, self.blocks, self.recipe, num_classes, seed, backbone.mean.device)
+        tuned = self.latest.of(train, key, lambda: _fit(self, backbone, train, num_classes, seed))
         params = count_parameters(backbone, self.blocks)
         if self.recipe.adapter is not None or self.recipe.params != "all":
             params = count_trained(tune_parts(backbone, self.blocks, self.recipe).values())
-        return FittedInterpolation(interpolate(_LATEST[key], self.alpha), params)
+        return FittedInterpolation(interpolate(tuned, self.alpha), params)
 
 
 @dataclass(frozen=True)
@@ -134,12 +132,10 @@ class FittedInterpolation:
 
     def logits(self, split: Split) -> torch.Tensor:
         """Logits (n, classes) of a split's images."""
-        network, device = self.tuned.network(), self.tuned.backbone.mean.device
-        with torch.no_grad():
-            batches = torch.arange(len(split)).split(_BATCH)
-            return torch.cat([network(split.images[rows].to(device)).cpu() for rows in batches])
+        return logits_of(self.tuned.network(), split.images)
 
 
+@checked(study=Is(Study), clean=Is(Split), alphas=Several(_ALPHA))
 def interpolation_curve(study: Study, blocks: Blocks, clean: Split, alphas: Sequence[float] = ALPHAS) -> pd.DataFrame:
     """Accuracy along the way from the pretrained blocks to the tuned ones, on the task and on other images.
 
@@ -171,14 +167,14 @@ def interpolation_curve(study: Study, blocks: Blocks, clean: Split, alphas: Sequ
     return table[columns].astype({"fold": "Int64"}).reset_index(drop=True)
 
 
+@checked(study=Is(Study), alphas=Several(_ALPHA))
 def interpolated(study: Study, blocks: Blocks, alphas: Sequence[float] = ALPHAS) -> list[Interpolated]:
     """The methods of `interpolation_curve`, one per different alpha, from 0 to 1: what `study.test` takes."""
-    if not len(alphas):
-        raise ValueError("alphas is empty; give at least one number in [0, 1]")
-    names, recipe = in_order(study.backbone, blocks), study.recipe_of(blocks)
-    return [Interpolated(names, recipe, alpha) for alpha in sorted(set(alphas))]
+    names, recipe, latest = in_order(study.backbone, blocks), study.recipe_of(blocks), Latest()
+    return [Interpolated(names, recipe, alpha, latest) for alpha in sorted(set(alphas))]
 
 
+@checked(table=_CURVE)
 def summarize_interpolation(table: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation and number of the accuracies per alpha and kind of images.
 
@@ -192,6 +188,7 @@ def summarize_interpolation(table: pd.DataFrame) -> pd.DataFrame:
     return groups.agg(accuracy="mean", std="std", n="count").reset_index()
 
 
+@checked(table=_CURVE)
 def best_alpha(table: pd.DataFrame) -> float:
     """The alpha with the best mean accuracy on the target's folds; of equal ones the smallest, which forgets least.
 
@@ -233,10 +230,3 @@ def _source_readout(tuned: TunedTask) -> dict[str, torch.Tensor]:
     start = {name: tensor.cpu() for name, tensor in tuned.backbone.source_head.state_dict().items()}
     fill_readout(head, seeded(Stream.HEAD, 0), start)
     return head.state_dict()
-
-
-def _check_alpha(alpha: object) -> None:
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise TypeError(f"alpha is {alpha!r}; it must be a number")
-    if not (math.isfinite(alpha) and 0 <= alpha <= 1):
-        raise ValueError(f"alpha is {alpha}; it must be in [0, 1]")

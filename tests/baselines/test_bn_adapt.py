@@ -1,12 +1,17 @@
 """The source network untouched: statistics against those computed by hand, and nothing trained."""
 
+import copy
+
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from subtuning_lab.baselines.bn_adapt import SourceNetwork, with_readout_of, with_statistics
 from subtuning_lab.nets.chain import Chain
 from tests.helpers import tiny_chain, tiny_split, tiny_task
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def source_chain(classes: int = 3) -> Chain:
@@ -18,8 +23,12 @@ def source_chain(classes: int = 3) -> Chain:
     return chain
 
 
+def norms_by_name(chain: Chain) -> dict[str, nn.BatchNorm2d]:
+    return {name: module for name, module in chain.named_modules() if isinstance(module, nn.BatchNorm2d)}
+
+
 def norms_of(chain: Chain) -> list[nn.BatchNorm2d]:
-    return [module for module in chain.modules() if isinstance(module, nn.BatchNorm2d)]
+    return [*norms_by_name(chain).values()]
 
 
 def test_no_adaptation_is_the_source_network():
@@ -30,22 +39,35 @@ def test_no_adaptation_is_the_source_network():
     assert torch.allclose(fitted.logits(split), expected, atol=1e-6) and fitted.params == 0
 
 
-def test_statistics_are_those_of_the_inputs_part_by_part():
-    """By hand, one part after the other: what enters a BatchNorm has the mean and variance that it holds."""
-    chain, images = source_chain(), tiny_split(30).images
-    adapted, seen = with_statistics(chain, images), {}
-    for norm in norms_of(adapted):
-        norm.register_forward_pre_hook(lambda module, inputs: seen.update({module: inputs[0].detach()}))
-        norm.training = True  # as when they were taken: with the batch's own
-        norm.momentum = 0.0
+class Mixing(nn.Module):
+    """The published layer, written out: source and batch statistics are mixed, and the mixture normalizes."""
+
+    def __init__(self, norm: nn.BatchNorm2d, weight: float) -> None:
+        super().__init__()
+        self.norm, self.weight = norm, weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+        self.mean = self.weight * self.norm.running_mean + (1 - self.weight) * mean
+        self.var = self.weight * self.norm.running_var + (1 - self.weight) * var
+        x = (x - self.mean[:, None, None]) / (self.var[:, None, None] + self.norm.eps).sqrt()
+        return x * self.norm.weight[:, None, None] + self.norm.bias[:, None, None]
+
+
+@pytest.mark.parametrize("prior", [0, 8, 24, 512, 1e9])
+def test_each_layer_is_mixed_before_the_next_one_sees_its_output(prior):
+    """Against a plain network of layers that do so; numbers of images are weights: prior : 24."""
+    chain, images = source_chain(), tiny_split(24).images
+    plain = copy.deepcopy(chain).eval()
+    layers = {name: Mixing(norm, prior / (prior + 24)) for name, norm in norms_by_name(plain).items()}
+    for name, layer in layers.items():
+        plain.set_submodule(name, layer)
+    adapted = with_statistics(chain, images, prior)
     with torch.no_grad():
-        x = chain.normalize(images)
-        for part in adapted.parts:
-            x = part(x)
-    assert len(seen) == 4
-    for norm, x in seen.items():
-        assert norm.running_mean.tolist() == pytest.approx(x.mean((0, 2, 3)).tolist(), abs=1e-5)
-        assert norm.running_var.tolist() == pytest.approx(x.var((0, 2, 3)).tolist(), rel=1e-4)
+        torch.testing.assert_close(adapted(chain.normalize(images)), plain(chain.normalize(images)), **CLOSE)
+    for name, layer in layers.items():
+        torch.testing.assert_close(adapted.get_submodule(name).running_mean, layer.mean, **CLOSE)
+        torch.testing.assert_close(adapted.get_submodule(name).running_var, layer.var, **CLOSE)
 
 
 def test_nothing_else_changes():
@@ -59,12 +81,26 @@ def test_nothing_else_changes():
     assert [norm.momentum for norm in norms_of(adapted)] == [norm.momentum for norm in norms_of(chain)]
 
 
-def test_a_prior_of_as_many_images_is_half_way():
-    chain, images = source_chain(), tiny_split(24).images
-    new, half = with_statistics(chain, images), with_statistics(chain, images, prior=24)
-    for old, full, own in zip(*(norms_of(network) for network in (chain, new, half)), strict=True):
-        assert torch.allclose(own.running_mean, (old.running_mean + full.running_mean) / 2, atol=1e-6)
-        assert torch.allclose(own.running_var, (old.running_var + full.running_var) / 2, atol=1e-6)
+def test_batches_are_averaged_and_a_large_prior_is_the_source():
+    """By hand on the first BatchNorm, whose inputs no other one changes; 300 images come in two batches."""
+    chain, images = source_chain(), tiny_split(300).images
+    norm = with_statistics(chain, images, prior=100).stem[1]
+    with torch.no_grad():
+        halves = [chain.stem[0](chain.normalize(rows)) for rows in images.split(150)]
+    by_hand = sum(0.75 * x.mean((0, 2, 3)) + 0.25 * chain.stem[1].running_mean for x in halves) / 2
+    torch.testing.assert_close(norm.running_mean, by_hand, **CLOSE)
+    for new, old in zip(*(norms_of(own) for own in (with_statistics(chain, images, 1e30), chain)), strict=True):
+        torch.testing.assert_close(new.running_var, old.running_var, **CLOSE)
+
+
+def test_a_norm_with_its_own_activation_is_mixed_likewise():
+    """timm fuses BatchNorm and activation in one module."""
+    chain, images = source_chain(), tiny_split().images
+    fused = copy.deepcopy(chain)
+    fused.stem = nn.Sequential(chain.stem[0], BatchNormAct2d(6, act_layer=nn.ReLU))
+    fused.stem[1].load_state_dict(chain.stem[1].state_dict())
+    wanted, adapted = (with_statistics(own, images, prior=24).eval() for own in (chain, fused))
+    torch.testing.assert_close(adapted(chain.normalize(images)), wanted(chain.normalize(images)), **CLOSE)
 
 
 def test_an_affine_shift_of_the_stems_output_is_undone():
@@ -106,9 +142,15 @@ def test_bad_input_is_named():
         SourceNetwork().fit(source_chain(5), tiny_split(), 3)
     with pytest.raises(ValueError, match="3 classes.*tiny has one of 2"):
         with_readout_of(source_chain(2), tiny_task())
-    with pytest.raises(ValueError, match="statistics is 'both'"):
-        SourceNetwork("both")
-    with pytest.raises(ValueError, match="prior is -1"):
-        SourceNetwork("target", -1)
-    with pytest.raises(TypeError, match="prior"):
-        SourceNetwork("target", None)
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        with_statistics(source_chain(), torch.zeros(1, 3, 1, 1, dtype=torch.uint8))
+    for prior in (-50, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="prior is"):
+            with_statistics(source_chain(), tiny_split().images, prior)
+
+
+@pytest.mark.parametrize("name", SourceNetwork.rules)
+def test_wrong_settings_are_refused(name):
+    for value in SourceNetwork.rules[name].wrong():
+        with pytest.raises((TypeError, ValueError), match=f"{name} is .*; it must be"):
+            SourceNetwork(**{"statistics": "target", name: value})

@@ -1,6 +1,7 @@
 """Head2Toe: features of every part, the right ones chosen, and a readout that is plain logistic regression."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-import subtuning_lab.baselines.head2toe
+from subtuning_lab.baselines import head2toe
 from subtuning_lab.baselines.head2toe import Head2Toe, pooled, relevance
+from subtuning_lab.baselines.latest import Latest
 from subtuning_lab.data.task import Split
 from subtuning_lab.nets.chain import Chain, set_trainable
 from subtuning_lab.nets.cifar_resnet import lab_vit
@@ -32,8 +34,8 @@ def hits(fitted, split: Split) -> float:
 # ---------------------------------------------------------------- the readout
 
 
-def features_by_hand(chain: Chain, images: torch.Tensor, size: int | None = None) -> np.ndarray:
-    """One mean per channel of what forward hooks see at every part, each part's mean variance brought to 1."""
+def features_by_hand(chain: Chain, images: torch.Tensor, size: int | None = None, scaling: str = "image") -> np.ndarray:
+    """One mean per channel of what forward hooks see at every part; norm 1 per image, or mean variance 1 per part."""
     seen, images = [], images / 255
     hooks = [part.register_forward_hook(lambda _, __, out: seen.append(out.clone())) for part in chain.parts]
     if size is not None:
@@ -43,16 +45,20 @@ def features_by_hand(chain: Chain, images: torch.Tensor, size: int | None = None
     for hook in hooks:
         hook.remove()
     parts = [(x.mean((2, 3)) if x.dim() == 4 else x).double().numpy() for x in seen]
-    parts = [part - part.mean(0) for part in parts]
-    return np.concatenate([part / np.sqrt((part**2).mean()) for part in parts], axis=1)
+    if scaling == "part":
+        return np.concatenate([one / np.sqrt(one.var(0).mean()) for one in (part - part.mean(0) for part in parts)], 1)
+    features = np.concatenate([part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts], axis=1)
+    return (features - features.mean(0)) / np.sqrt(
+        features.var(0).mean()
+    )  # one factor for all, so that C keeps its scale
 
 
-@pytest.mark.parametrize("size", [None, 12, 5])
-@pytest.mark.parametrize("classes", [2, 3])
-def test_with_all_features_it_is_logistic_regression(classes, size):
+@pytest.mark.parametrize("scaling", ["image", "part"])
+@pytest.mark.parametrize(("classes", "size"), [(2, None), (3, 12), (3, 5)])
+def test_with_all_features_it_is_logistic_regression(classes, size, scaling):
     chain, train = tiny_chain(), tiny_split(40, classes)
-    fitted = Head2Toe(pool=1, share=1, C=0.3).fit(chain, train, classes, image_size=size)
-    features, labels = features_by_hand(chain, train.images, size), train.labels.numpy()
+    fitted = Head2Toe(pool=1, share=1, C=0.3, scaling=scaling).fit(chain, train, classes, image_size=size)
+    features, labels = features_by_hand(chain, train.images, size, scaling), train.labels.numpy()
     plain = LogisticRegression(C=0.3, max_iter=10_000, tol=1e-8).fit(features, labels)
     assert fitted.chosen.tolist() == list(range(features.shape[1])) == list(range(5 * 6))
     probabilities = fitted.logits(train).softmax(1)
@@ -114,6 +120,25 @@ def test_a_feature_that_one_part_alone_carries_is_found():
     assert hits(fitted, held) == 1
     at_the_end = LogisticRegression().fit(features_by_hand(planted_chain(), train.images)[:, -4:], train.labels)
     assert at_the_end.score(features_by_hand(planted_chain(), train.images)[:, -4:], train.labels) < 0.75
+
+
+class Pick(nn.Module):
+    """The first two pixels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :2]
+
+
+@pytest.mark.parametrize(("scaling", "first"), [("image", {"tail"}), ("part", {"stem", "block1"})])
+def test_narrow_parts_come_first_as_published(scaling, first):
+    """Every pixel says as much about the label; norm 1 makes those few large that the tail hands on."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 2
+    images = torch.randint(40, 140, (200, 3, 8, 8), generator=generator) + 80 * labels.view(-1, 1, 1, 1)
+    chain = Chain(nn.Identity(), [nn.Identity()], Pick(), 2, mean=(0.5,) * 3, std=(0.25,) * 3, name="narrow")
+    fitted = Head2Toe(pool=192, share=2 / 386, scaling=scaling).fit(chain, Split(images.to(torch.uint8), labels), 2)
+    chosen = fitted.features[fitted.features["chosen"]]
+    assert len(fitted.features) == 2 * 192 + 2 and len(chosen) == 2 and set(chosen["part"]) <= first
 
 
 @pytest.mark.parametrize("share", [1e-9, 0.1, 0.5, 0.99])
@@ -255,24 +280,28 @@ def test_the_same_call_gives_the_same_numbers_whatever_the_seed():
 
 def test_what_is_remembered_of_a_split_is_of_one_backbone_pool_and_size():
     train = tiny_split(40)
-    ways = [{"pool": 6}, {"pool": 24}, {"sparsity": 0.5}, {"share": 0.5}]
+    latest = Latest()
+    ways = [{"pool": 6}, {"pool": 24}, {"sparsity": 0.5}, {"share": 0.5}, {"scaling": "part"}]
     places = [(tiny_chain(), None), (tiny_chain(seed=3), None), (tiny_chain(), 12)]
-    cases = [(Head2Toe(**how), chain, size) for how in ways for chain, size in places]
+    cases = [(Head2Toe(**how, latest=latest), chain, size) for how in ways for chain, size in places]
     warm = [method.fit(chain, train, 3, image_size=size).logits(train) for method, chain, size in cases]
-    cold = [method.fit(chain, tiny_split(40), 3, image_size=size).logits(train) for method, chain, size in cases]
+    cold = [
+        replace(method, latest=Latest()).fit(chain, train, 3, image_size=size).logits(train)
+        for method, chain, size in cases
+    ]
     assert all(torch.equal(a, b) for a, b in zip(warm, cold, strict=True))
     assert not any(torch.equal(a, b) for i, a in enumerate(warm) for b in warm[:i])
 
 
 def test_a_grid_computes_features_and_relevance_once(monkeypatch):
-    calls, train = [], tiny_split(40)
-    for name in ("_features", "relevance"):
-        real = getattr(subtuning_lab.baselines.head2toe, name)
-        spy = lambda *given, name=name, real=real: (calls.append(name), real(*given))[1]  # noqa: E731
-        monkeypatch.setattr(subtuning_lab.baselines.head2toe, name, spy)
+    """A GPU hands every method a new copy of the images."""
+    calls = []
+    for home, name in ((head2toe._Features, "of_all"), (head2toe, "relevance")):
+        real = getattr(home, name)
+        monkeypatch.setattr(home, name, lambda *given, name=name, real=real: (calls.append(name), real(*given))[1])
     for method in Head2Toe.grid():
-        method.fit(tiny_chain(), train, 3)
-    assert calls == ["_features", "relevance"]
+        method.fit(tiny_chain(), tiny_split(40), 3)
+    assert calls == ["of_all", "relevance"]
 
 
 def test_the_backbone_stays_as_it_was(chain):
@@ -301,31 +330,18 @@ def test_solvers_converge_on_the_usual_settings():
 
 
 def test_settings_are_plain_values_that_make_the_method_again():
-    grid = Head2Toe.grid(shares=(0.1, 1.0), Cs=(1.0, 2.0), pool=64)
-    assert len(set(grid)) == 4 and all(Head2Toe(**method.settings()) == method for method in grid)
-    assert {type(value) for method in grid for value in method.settings().values()} <= {int, float}
-    assert Head2Toe.name == "Head2Toe"
+    grid = [*Head2Toe.grid(shares=(0.1, 1.0), Cs=(1.0, 2.0), pool=64), Head2Toe(scaling="part")]
+    assert len(set(grid)) == 5 and all(Head2Toe(**method.settings()) == method for method in grid)
+    assert {type(value) for method in grid for value in method.settings().values()} <= {int, float, str}
 
 
-@pytest.mark.parametrize(
-    ("settings", "error", "message"),
-    [
-        ({"pool": 0}, ValueError, "pool must be at least 1, got 0"),
-        ({"pool": 2.0}, TypeError, "pool must be an int, got 2.0"),
-        ({"pool": None}, TypeError, "pool must be an int, got None"),
-        ({"share": 0}, ValueError, "share is 0; it must be above 0 and at most 1"),
-        ({"share": 1.1}, ValueError, "share is 1.1"),
-        ({"share": float("nan")}, ValueError, "share is nan"),
-        ({"share": "0.1"}, TypeError, "share must be a number, got '0.1'"),
-        ({"C": -1.0}, ValueError, "C is -1.0"),
-        ({"C": float("inf")}, ValueError, "C is inf"),
-        ({"C": True}, TypeError, "C must be a number"),
-        ({"sparsity": 1.0}, ValueError, "sparsity is 1.0; it must be above 0 and below 1"),
-    ],
-)
-def test_bad_settings_are_named(settings, error, message):
-    with pytest.raises(error, match=message):
-        Head2Toe(**settings)
+@pytest.mark.parametrize("name", Head2Toe.rules)
+def test_wrong_settings_are_refused(name):
+    for value in Head2Toe.rules[name].wrong():
+        with pytest.raises((TypeError, ValueError), match=f"^{name} is .*; it must be"):
+            Head2Toe(**{name: value})
+    with pytest.raises(TypeError, match="shares is <generator"):
+        Head2Toe.grid(shares=(share for share in (0.1, 0.2)))
 
 
 def test_bad_training_images_are_named(chain):
@@ -334,5 +350,5 @@ def test_bad_training_images_are_named(chain):
         Head2Toe().fit(chain, train, 2)
     with pytest.raises(ValueError, match="the one label 1"):
         Head2Toe().fit(chain, train.take(torch.tensor([1, 4])), 3)
-    with pytest.raises(ValueError, match="num_classes must be at least 2"):
+    with pytest.raises(ValueError, match="num_classes is 1; it must be .* at least 2"):
         Head2Toe().fit(chain, train, 1)

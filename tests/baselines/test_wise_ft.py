@@ -1,5 +1,7 @@
 """Interpolated blocks: exact at both ends, what happens to buffers and readouts, one training for a whole curve."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pandas as pd
@@ -7,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from subtuning_lab.baselines import wise_ft as interpolation
+from subtuning_lab.baselines import wise_ft
+from subtuning_lab.baselines.latest import Latest
 from subtuning_lab.baselines.wise_ft import (
     Interpolated,
     best_alpha,
@@ -112,38 +115,39 @@ def test_a_curve_is_what_its_points_are_by_hand():
     assert summary.loc[("target", 1.0), "accuracy"] == pytest.approx(wanted.mean())
 
 
-def test_a_curve_costs_one_training_per_fold_and_is_read_again(monkeypatch):
-    trained = []
+@pytest.fixture
+def counted_fits(monkeypatch):
+    """The seeds of all trainings that interpolation makes."""
+    trained, fit = [], wise_ft.fit_together
+    monkeypatch.setattr(wise_ft, "fit_together", lambda *own, **how: (trained.append(how["seed"]), fit(*own, **how))[1])
+    return trained
 
-    def counted(*args, **kwargs):
-        trained.append(kwargs["seed"])
-        return fit(*args, **kwargs)
 
-    fit = interpolation.fit_together
-    monkeypatch.setattr(interpolation, "fit_together", counted)
-    monkeypatch.setattr(interpolation, "_LATEST", {})
+def test_a_curve_costs_one_training_per_fold_and_is_read_again(counted_fits):
     store, clean, task = Records(":memory:"), tiny_split(9, seed=9), tiny_task()
     study = Study(sourced_chain(), task, RECIPE, folds=2, records=store, progress=False)
     first = interpolation_curve(study, BLOCKS, clean, [0.0, 0.25, 1.0])
-    assert len(trained) == 2 + 1  # folds, and all training images
+    assert len(counted_fits) == 2 + 1  # folds, and all training images
     again = Study(sourced_chain(), task, RECIPE, folds=2, records=store, progress=False)
     pd.testing.assert_frame_equal(interpolation_curve(again, BLOCKS, clean, [0.0, 0.25, 1.0]), first)
-    assert len(trained) == 3
+    assert len(counted_fits) == 3
     interpolation_curve(again, BLOCKS[:1], clean, [0.5])
-    assert len(trained) == 6
+    assert len(counted_fits) == 6
 
 
-def test_a_copy_of_the_images_shares_the_training(monkeypatch):
-    """As on a GPU, where a study hands a new split to every method."""
-    monkeypatch.setattr(interpolation, "_LATEST", {})
-    split, chain = tiny_split(), sourced_chain()
-    first = Interpolated(BLOCKS, RECIPE, 0.2).fit(chain, split, 3)
-    (trained,) = interpolation._LATEST.values()
-    again = Interpolated(BLOCKS, RECIPE, 0.2).fit(chain, Split(split.images.clone(), split.labels), 3)
-    assert next(iter(interpolation._LATEST.values())) is trained
-    assert torch.equal(first.logits(split), again.logits(split))
-    Interpolated(BLOCKS, RECIPE, 0.2).fit(chain, Split(255 - split.images, split.labels), 3)
-    assert next(iter(interpolation._LATEST.values())) is not trained
+def test_a_copy_of_the_images_shares_the_training(counted_fits):
+    """As on a GPU, where a study hands a new split to every method; and nothing outlives the methods."""
+    split, chain, latest = tiny_split(), sourced_chain(), Latest()
+    first = Interpolated(BLOCKS, RECIPE, 0.2, latest).fit(chain, split, 3)
+    copied = Split(split.images.clone(), split.labels)
+    again = Interpolated(BLOCKS, RECIPE, 0.2, latest).fit(chain, copied, 3)
+    assert torch.equal(first.logits(split), again.logits(split)) and len(counted_fits) == 1
+    Interpolated(BLOCKS, RECIPE, 0.2, latest).fit(chain, Split(255 - split.images, split.labels), 3)
+    assert len(counted_fits) == 2
+    kept = weakref.ref(chain)
+    del first, again, latest, chain
+    gc.collect()
+    assert kept() is None
 
 
 def test_another_pretrained_readout_is_another_curve():
@@ -185,19 +189,17 @@ def test_pruned_blocks_have_no_way_back():
 
 def test_bad_calls_are_named():
     tuned = tuned_task()
-    for alpha in (-0.1, 1.5, float("nan")):
-        with pytest.raises(ValueError, match=r"alpha is .*\[0, 1\]"):
+    for alpha in interpolate.rules["alpha"].wrong():
+        with pytest.raises((TypeError, ValueError), match="alpha is .*; it must be"):
             interpolate(tuned, alpha)
-    with pytest.raises(TypeError, match="alpha is True"):
-        interpolate(tuned, True)
-    with pytest.raises(TypeError, match="dict"):
-        interpolate({}, 0.5)
+        with pytest.raises((TypeError, ValueError), match="alpha is .*; it must be"):
+            Interpolated(BLOCKS, RECIPE, alpha)
     with pytest.raises(ValueError, match='init "random"'):
         interpolate(tuned_task(replace(RECIPE, init="random")), 0.5)
     with pytest.raises(ValueError, match="patience is 3"):
         Interpolated(BLOCKS, replace(RECIPE, patience=3), 0.5)
     study = Study(sourced_chain(), tiny_task(), RECIPE, folds=2, progress=False)
-    with pytest.raises(ValueError, match="alphas is empty"):
+    with pytest.raises(ValueError, match=r"alphas is \[\]"):
         interpolation_curve(study, BLOCKS, tiny_split(9), [])
     with pytest.raises(ValueError, match="test images"):
         interpolation_curve(study, BLOCKS, study.task.test, [0.5])
