@@ -6,16 +6,32 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-HOWS = ("adaptive", "evaluations")
-_HUGE = 1e100  # no product of two arguments below it overflows
+from subtuning_lab.utils.validation import (
+    Either,
+    Is,
+    Mapped,
+    OneOf,
+    Real,
+    Rule,
+    Several,
+    Text,
+    Whole,
+    check_all,
+    checked,
+)
+
+COUNT, SHARE = Whole(1, 10**15), Real(0, 1)
+SIZE, POSITIVE = Real(0, 1e100), Real(0, 1e100, above=True)  # no product of two of them overflows
+CONFIDENCE = Real(0, 1, above=True, below=True)
 
 
 @dataclass(frozen=True)
@@ -43,12 +59,16 @@ class Bound:
     of: str = "error"
     assumptions: tuple[str, ...] = field(default=(), repr=False)
 
+    rules: ClassVar[dict[str, Rule]] = {
+        "name": Text(),
+        "value": Real(0),
+        "terms": Mapped(Real(0)),
+        "confidence": CONFIDENCE,
+        "of": OneOf(("error", "gap")),
+    }
+
     def __post_init__(self) -> None:
-        for name, number in {"value": self.value, **self.terms}.items():
-            check_real(name, number, low=0.0, high=math.inf)
-        check_real("confidence", self.confidence, low=0.0, high=1.0, open_low=True)
-        if self.of not in ("error", "gap"):
-            raise ValueError(f'of is {self.of!r}; it must be "error" or "gap"')
+        check_all(vars(self), self.rules)
         if not math.isclose(math.fsum(self.terms.values()), self.value, rel_tol=1e-9, abs_tol=1e-9):
             raise ValueError(f"terms sum to {math.fsum(self.terms.values())}; it must be value, {self.value}")
         object.__setattr__(self, "terms", dict(self.terms))  # copies, so that the caller's can't change it
@@ -65,6 +85,16 @@ class Bound:
         return f"{self.name}: {self.of} <= {self.value:.3g}{says} with confidence {self.confidence:g} = {sum_of}"
 
 
+@checked(
+    n=COUNT,
+    tuned_params=Whole(0, 10**15),
+    delta=SIZE,
+    n_blocks=Whole(1, 10**4),
+    max_blocks=Whole(1),
+    confidence=CONFIDENCE,
+    empirical_error=SHARE.or_none(),
+    constant=POSITIVE,
+)
 def subtuning_bound(
     *,
     n: int,
@@ -99,6 +129,14 @@ def subtuning_bound(
     return _rate("SubTuning (paper's rate)", inputs, "tuned_params", factor, confidence, empirical_error)
 
 
+@checked(
+    n=COUNT,
+    params=Whole(0, 10**15),
+    delta=SIZE,
+    confidence=CONFIDENCE,
+    empirical_error=SHARE.or_none(),
+    constant=POSITIVE,
+)
 def full_finetuning_bound(
     *,
     n: int,
@@ -122,6 +160,7 @@ def full_finetuning_bound(
     return _rate("full finetuning (paper's rate)", inputs, "params", 1.0, confidence, empirical_error)
 
 
+@checked(n_blocks=Whole(1, 10**4), max_blocks=Whole(1), how=OneOf(("adaptive", "evaluations")))
 def selection_price(n_blocks: int, max_blocks: int, how: str = "adaptive") -> float:
     """Log of the number of subsets that a union bound pays for when a search has chosen the subset.
 
@@ -137,27 +176,24 @@ def selection_price(n_blocks: int, max_blocks: int, how: str = "adaptive") -> fl
 
     Source: PAPER "Theorem 1" and "Algorithm 1".
     """
-    check_count("n_blocks", n_blocks, low=1, high=10**4)
-    check_count("max_blocks", max_blocks, low=1, high=int(n_blocks))
-    if how not in HOWS:
-        raise ValueError(f"how is {how!r}; it must be one of {', '.join(HOWS)}")
+    Whole(1, int(n_blocks)).check("max_blocks", max_blocks)
     n_blocks, max_blocks = int(n_blocks), int(max_blocks)
     if how == "evaluations":
         return math.log(n_blocks * max_blocks)
     return math.log(sum(math.comb(n_blocks, i) for i in range(max_blocks + 1)))
 
 
+@checked(low=POSITIVE, high=POSITIVE, factor=Real(1, 1e100, above=True))
 def geometric_grid(low: float, high: float, factor: float = 2.0) -> tuple[float, ...]:
     """Numbers low, low * factor, ... up to the first that reaches high: candidates to fix before the data are seen."""
-    check_real("low", low, low=0.0, open_low=True)
-    check_real("high", high, low=float(low))
-    check_real("factor", factor, low=1.0, open_low=True)
+    Real(float(low)).check("high", high)
     steps = math.log(high / low) / math.log(factor)
     if steps > 10**4:
         raise ValueError(f"factor is {factor}; it makes more than 10000 steps from {low} to {high}")
     return tuple(float(low * factor**j) for j in range(math.ceil(steps - 1e-9) + 1))
 
 
+@checked(errors=Whole(), n=COUNT, confidence=CONFIDENCE)
 def test_set_bound(errors: int, n: int, confidence: float = 0.95) -> Bound:
     """What a test set of its own says (Clopper-Pearson): the yardstick for every other bound.
 
@@ -166,9 +202,8 @@ def test_set_bound(errors: int, n: int, confidence: float = 0.95) -> Bound:
         n: test examples, which nothing was trained or chosen on.
         confidence: in (0, 1), one-sided.
     """
-    check_count("n", n, low=1)
-    check_count("errors", errors, low=0, high=int(n))
-    value = binomial_upper(errors, n, failure_of(confidence))
+    Whole(0, int(n)).check("errors", errors)
+    value = binomial_upper(errors, n, 1 - confidence)
     terms = {"empirical error": errors / n, "confidence": max(0.0, value - errors / n)}
     assumptions = ("the test examples were used once, and for nothing else",)
     return make_bound("test set", terms, {"errors": errors, "n": n}, confidence, assumptions)
@@ -182,6 +217,7 @@ def binomial_upper(errors: int, n: int, failure: float) -> float:
     return 1.0 if errors == n else float(stats.beta.isf(failure, errors + 1, n - errors))
 
 
+@checked(bounds=Either(Mapped(Is(Bound), least=0), Several(Is(Bound), least=0)))
 def bound_table(bounds: Sequence[Bound] | Mapping[str, Bound]) -> pd.DataFrame:
     """One row per bound and term, for a figure of stacked bars.
 
@@ -192,11 +228,10 @@ def bound_table(bounds: Sequence[Bound] | Mapping[str, Bound]) -> pd.DataFrame:
         Columns `bound`, `term`, `amount` (the term), `value` (of the whole bound), `of`, `confidence`, `vacuous`.
     """
     if not isinstance(bounds, Mapping):
-        names = [bound.name for bound in bounds]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(bound.name for bound in bounds).items() if count > 1)
         if twice:
             raise ValueError(f"bounds holds {twice[0]!r} more than once; give a mapping of different labels instead")
-        bounds = dict(zip(names, bounds, strict=True))
+        bounds = {bound.name: bound for bound in bounds}
     rows = [
         (label, term, amount, bound.value, bound.of, bound.confidence, bound.vacuous)
         for label, bound in bounds.items()
@@ -205,65 +240,13 @@ def bound_table(bounds: Sequence[Bound] | Mapping[str, Bound]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["bound", "term", "amount", "value", "of", "confidence", "vacuous"])
 
 
-def check_count(name: str, value: object, low: int, high: int = 10**15) -> None:
-    """Raises TypeError or ValueError unless `value` is a whole number in low .. high."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {value!r}; it must be a whole number")
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value}; it must be from {low} to {high}")
-
-
-def check_real(name: str, value: object, low: float, high: float = _HUGE, open_low: bool = False) -> None:
-    """Raises TypeError or ValueError unless `value` is a number from `low` (or above it) to below `high`."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}; it must be a number")
-    value = float(value) if isinstance(value, np.floating) else value  # else float32 would overflow in comparisons
-    if not (low < value if open_low else low <= value) or not value < high:
-        raise ValueError(f"{name} is {value}; it must be {'above' if open_low else 'at least'} {low:g}, below {high:g}")
-
-
-def check_share(name: str, value: object) -> None:
-    """Raises TypeError or ValueError unless `value` is a number in [0, 1]."""
-    if isinstance(value, Real) and not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value}; it must be from 0 to 1")
-    check_real(name, value, low=0.0)
-
-
-def empirical_term(error: float | None) -> dict[str, float]:
-    """The first term of a bound of the error, or none for a bound of the gap."""
-    if error is None:
-        return {}
-    check_share("empirical_error", error)
-    return {"empirical error": error}
-
-
-def failure_of(confidence: float) -> float:
-    """Probability that a bound of this confidence, in (0, 1), may fail with."""
-    check_real("confidence", confidence, low=0.0, high=1.0, open_low=True)
-    return 1 - float(confidence)
-
-
-def as_numbers(name: str, values: object, low: float = -math.inf, high: float = math.inf) -> np.ndarray:
-    """Finite numbers from `low` to `high`, at least one, as a float array (n,); else raises TypeError or ValueError."""
-    array = np.asarray(values)
-    if array.dtype.kind not in "iuf":
-        raise TypeError(f"{name} holds {array.dtype}; it must hold numbers")
-    bad = array[~(np.isfinite(array) & (array >= low) & (array <= high))]
-    if array.ndim != 1 or not array.size or bad.size:
-        found = f"{bad.flat[0]} in it" if bad.size else f"shape {array.shape}"
-        raise ValueError(f"{name} has {found}; it must hold finite numbers from {low:g} to {high:g}, shape (n,)")
-    return array.astype(float)
-
-
 def grid_price(name: str, value: float, grid: Sequence[float] | None) -> float:
     """Log of the number of candidates that `value` was chosen among; raises ValueError unless it is one of them."""
-    check_real(name, value, low=0.0, open_low=True)
     if grid is None:
         return 0.0
-    candidates = as_numbers(f"{name}s", grid, low=0.0)
-    if not np.isclose(candidates, value, rtol=1e-12, atol=0).any():
-        raise ValueError(f"{name} is {value}; it must be one of {name}s, {', '.join(map(str, candidates))}")
-    return math.log(len(candidates))
+    if not np.isclose(np.asarray(grid, dtype=float), value, rtol=1e-12, atol=0).any():
+        raise ValueError(f"{name} is {value}; it must be one of {name}s, {', '.join(map(str, grid))}")
+    return math.log(len(grid))
 
 
 def make_bound(
@@ -279,20 +262,21 @@ def make_bound(
 
 
 SAME_SAMPLE = "the training examples are independent draws from what the error is about"
-_UNKNOWN_CONSTANT = ("the constant is unknown: the number compares choices and guarantees nothing", SAME_SAMPLE)
+NOT_PRETRAINED_ON = "the backbone was not pretrained on the training examples, nor chosen by them"
+_UNKNOWN_CONSTANT = (
+    "the constant is unknown: the number compares choices and guarantees nothing",
+    SAME_SAMPLE,
+    NOT_PRETRAINED_ON,
+)
 
 
 def _rate(name: str, inputs: dict, params: str, factor: float, confidence: float, error: float | None) -> Bound:
     """constant * sqrt(params) * delta * factor / sqrt(n), and the confidence term; `params` is its name in `inputs`."""
-    check_count("n", inputs["n"], low=1)
-    check_count(params, inputs[params], low=0)
-    check_real("delta", inputs["delta"], low=0.0)
-    check_real("constant", inputs["constant"], low=0.0, open_low=True)
     complexity = inputs["constant"] * inputs["delta"] * math.sqrt(inputs[params] / inputs["n"])
     terms = {
-        **empirical_term(error),
+        **({} if error is None else {"empirical error": error}),
         "complexity": complexity,
         "price of selection": complexity * (factor - 1),
-        "confidence": math.sqrt(-math.log(failure_of(confidence)) / (2 * inputs["n"])),
+        "confidence": math.sqrt(-math.log(1 - confidence) / (2 * inputs["n"])),
     }
     return make_bound(name, terms, inputs, confidence, _UNKNOWN_CONSTANT)

@@ -12,13 +12,18 @@ from torch import nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from subtuning_lab.data.arrays import as_images, check_number
+from subtuning_lab.data.arrays import as_images
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import in_order
 from subtuning_lab.nets.heads import Start
+from subtuning_lab.nets.inputs import logits_of
+from subtuning_lab.utils.validation import Is, Mapped, Real, Several, Whole, checked
+
+_START = Mapped(Is(torch.Tensor), none=True)
 
 
-def distance(tuned: TunedTask, head_start: Start | None = None) -> pd.DataFrame:
+@checked(tuned=Is(TunedTask), head_start=_START)
+def tuned_distance(tuned: TunedTask, head_start: Start | None = None) -> pd.DataFrame:
     """Delta of a tuned task: the Euclidean distance of its parameters from the pretrained ones.
 
     Args:
@@ -45,6 +50,7 @@ def distance(tuned: TunedTask, head_start: Start | None = None) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, "index", columns=["distance", "statistics"]).rename_axis("part")
 
 
+@checked(tuned=Is(TunedTask), steps=Several(Real(0, above=True)), head_start=_START, batch_size=Whole(1))
 def linearization_gap(
     tuned: TunedTask,
     images: torch.Tensor,
@@ -75,20 +81,19 @@ def linearization_gap(
 
     Source: PAPER "Theorem 1", f~(x) = f(x) + <psi(x), w>.
     """
-    if not len(steps) or not all(0 < t < math.inf for t in steps):
-        raise ValueError(f"steps is {steps!r}; it must be a sequence of finite numbers above 0")
     first, slope = taylor_logits(tuned, images, head_start=head_start, batch_size=batch_size)
     images, (network, starts, ways) = as_images(images), _way(tuned, head_start)
     rows = []
     for t in steps:
         point = {name: starts[name] + t * way for name, way in ways.items()}
-        straight, logits = first + t * slope, _logits(network, point, images, batch_size)
+        straight, logits = first + t * slope, _logits_at(network, point, images, batch_size)
         off, change = float((straight - logits).norm()), float((logits - first).norm())
         same = float((straight.argmax(1) == logits.argmax(1)).double().mean())
         rows.append((t, off / change if off else 0.0, change / math.sqrt(len(images)), same, len(images)))
     return pd.DataFrame(rows, columns=["t", "error", "change", "agreement", "n"])
 
 
+@checked(tuned=Is(TunedTask), head_start=_START, batch_size=Whole(1))
 def taylor_logits(
     tuned: TunedTask, images: torch.Tensor, *, head_start: Start | None = None, batch_size: int = 64
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,7 +105,6 @@ def taylor_logits(
         tuned, images, head_start, batch_size: as for `linearization_gap`, also in what is refused.
     """
     images = as_images(images)
-    check_number("batch_size", batch_size, 1)
     if tuned.siamese:
         raise ValueError("the task is Siamese; a way from one network to another is there for plain tasks only")
     _check_whole(tuned)
@@ -114,7 +118,7 @@ def taylor_logits(
         for rows in images.split(batch_size):
             rows = rows.to(tuned.backbone.mean.device)
             both.append(jvp(lambda p: functional_call(network, p, (rows,)), (starts,), (ways,)))  # noqa: B023 - at once
-    first, slope = (torch.cat(column).double().cpu() for column in zip(*both, strict=True))
+    first, slope = (torch.cat(column).cpu().double() for column in zip(*both, strict=True))
     return first, slope
 
 
@@ -136,12 +140,10 @@ def _check_whole(tuned: TunedTask) -> None:
         )
 
 
-@torch.no_grad()
-def _logits(network: nn.Module, point: dict, images: torch.Tensor, batch_size: int) -> torch.Tensor:
+def _logits_at(network: nn.Module, point: dict, images: torch.Tensor, batch_size: int) -> torch.Tensor:
     """Logits, float64 (n, classes), with other parameters."""
     device = next(iter(point.values())).device
-    batches = [functional_call(network, point, (rows.to(device),)) for rows in images.split(batch_size)]
-    return torch.cat(batches).double().cpu()
+    return logits_of(lambda rows: functional_call(network, point, (rows,)), images, batch_size, device).double()
 
 
 def _head_start(tuned: TunedTask, start: Start | None) -> Start:

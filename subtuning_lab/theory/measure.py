@@ -11,34 +11,56 @@ import torch
 from scipy import stats
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from subtuning_lab.data.arrays import check_number
 from subtuning_lab.engine.fit import fit_together
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import in_order
 from subtuning_lab.nets.heads import Start
+from subtuning_lab.nets.inputs import logits_of
 from subtuning_lab.search.profiles import summarize
 from subtuning_lab.search.statistics import rank_correlation
 from subtuning_lab.study.study import Blocks, Study
 from subtuning_lab.theory.bounds import (
+    CONFIDENCE,
+    POSITIVE,
+    SIZE,
     Bound,
-    as_numbers,
-    check_real,
-    failure_of,
     full_finetuning_bound,
     geometric_grid,
     subtuning_bound,
     test_set_bound,
 )
-from subtuning_lab.theory.linearization import distance, taylor_logits
+from subtuning_lab.theory.linearization import taylor_logits, tuned_distance
 from subtuning_lab.theory.per_sample_grads import GradientNorms, gradient_norms
 from subtuning_lab.theory.rademacher import rademacher_bound, ramp_error
-from subtuning_lab.theory.weight_noise import Sigmas, half_prior_bound, noise_grid, noisy_bound, readout_start
+from subtuning_lab.theory.weight_noise import (
+    SIGMA_CHOICES,
+    Sigmas,
+    half_prior_bound,
+    noise_grid,
+    noisy_bound,
+    readout_start,
+)
 from subtuning_lab.utils.random import Stream, seeded
+from subtuning_lab.utils.validation import Blocks as BlocksRule
+from subtuning_lab.utils.validation import Either, Flag, Is, Mapped, Several, Table, Text, Whole, checked
 
 BOUNDS: tuple[str, ...] = ("paper", "rademacher", "pac_bayes")
 RADII = geometric_grid(1e-2, 1e4, math.sqrt(2))
 
 
+@checked(
+    study=Is(Study),
+    subsets=Mapped(BlocksRule()),
+    n_jacobian=Whole(1, none=True),
+    margins=Several(POSITIVE),
+    sigmas=SIGMA_CHOICES,
+    posteriors=Whole(2),
+    confidence=CONFIDENCE,
+    price=Either(SIZE, Mapped(SIZE, least=0)),
+    half_prior=Flag(),
+    test=Flag(),
+    seed=Whole(),
+)
 def measure_bounds(
     study: Study,
     subsets: Mapping[str, Blocks],
@@ -57,7 +79,8 @@ def measure_bounds(
 
     Args:
         study: whose recipes have bn="frozen" where the backbone has BatchNorm: statistics of the training images
-            would be no start that was fixed before them.
+            would be no start that was fixed before them. Its backbone must not have been pretrained on its training
+            images, which a prior and a start would then know: every bound would be too small.
         subsets: label -> part names; [] is linear probing, "all" full finetuning.
         n_jacobian: training images that feature norms are taken of, chosen at random; None takes all. With fewer
             they are an estimate, and so is the Rademacher bound.
@@ -92,11 +115,7 @@ def measure_bounds(
     Source: PAPER "Theorem 1"; the question is its reviewers'.
     """
     names, prices = _check_call(study, subsets), _prices(subsets, price)
-    check_number("n_jacobian", n_jacobian, 1, len(study.task.train))
-    check_number("posteriors", posteriors, 2)
-    check_number("seed", seed, 0)
-    as_numbers("margins", margins)
-    failure_of(confidence)
+    Whole(1, len(study.task.train), none=True).check("n_jacobian", n_jacobian)
     noise = {"sigmas": noise_grid(sigmas), "posteriors": posteriors, "confidence": confidence, "seed": seed}
     scores = summarize(study.scores(list(names.values()))).to_dict("index")
     gaps = _fold_gaps(study, list(dict.fromkeys(names.values())))
@@ -111,22 +130,31 @@ def measure_bounds(
         score = scores[blocks]
         facts |= {"accuracy": score["accuracy"], "std": score["std"], "n_scores": int(score["n"])}
         facts |= {"gap": gaps[blocks], "linearization_error": logits[1]}
-        found = {
+        bounds = {
             "paper": _paper(study, blocks, facts, confidence),
             "rademacher": _rademacher(facts, logits[0], margins, prices[label], confidence),
             "pac_bayes": noisy_bound(tuned, study.task.train, start, price=prices[label], **noise),
         }
-        facts["kl"] = found["pac_bayes"].inputs["KL"]
+        facts["kl"] = bounds["pac_bayes"].inputs["KL"]
         if half_prior:
-            found["half_prior"] = half_prior_bound(study, blocks, price=prices[label], **noise)
+            bounds["half_prior"] = half_prior_bound(study, blocks, price=prices[label], **noise)
         if test:
             facts["test_accuracy"] = study.test(blocks).accuracies[0]
             n_test = len(study.task.test)
-            found["test_set"] = test_set_bound(round((1 - facts["test_accuracy"]) * n_test), n_test, confidence)
-        rows.append({"study": study.title, "label": label, "blocks": blocks} | facts | _columns(found))
+            bounds["test_set"] = test_set_bound(round((1 - facts["test_accuracy"]) * n_test), n_test, confidence)
+        rows.append({"study": study.title, "label": label, "blocks": blocks} | facts | _columns(bounds))
     return pd.DataFrame(rows)
 
 
+@checked(
+    table=Table(("study", "blocks"), ("params",)),
+    bounds=Several(Text()),
+    against=Several(Text()),
+    single=Flag(),
+    resamples=Whole(1),
+    confidence=CONFIDENCE,
+    seed=Whole(),
+)
 def rank_correlations(
     table: pd.DataFrame,
     bounds: Sequence[str] = BOUNDS,
@@ -164,34 +192,28 @@ def rank_correlations(
     unknown = [name for name in (*bounds, *against) if name not in table]
     if unknown or rows.empty:
         raise ValueError(f"the table has no {unknown[0]!r}" if unknown else "the table has no such rows")
-    check_number("resamples", resamples, 1)
-    failure_of(confidence)
     groups = dict(list(rows.groupby("study", sort=False)))
     scopes = {title: [own] for title, own in groups.items()}
     scopes |= {"all": [*groups.values()]} if len(groups) > 1 else {}
-    found = []
+    results = []
     for title, own in scopes.items():
         for bound in dict.fromkeys((*bounds, "params")):
             for quantity in dict.fromkeys((*against, "params")):
                 if bound != quantity:
                     column = f"{bound}_gap" if quantity == "gap" and f"{bound}_gap" in table else bound
                     pairs = [part[[column, quantity]].to_numpy(float) for part in own]
-                    found.append((title, bound, quantity, *_correlation(pairs, resamples, confidence, seed)))
-    return pd.DataFrame(found, columns=["study", "bound", "against", "spearman", "low", "high", "kendall", "n"])
+                    results.append((title, bound, quantity, *_correlation(pairs, resamples, confidence, seed)))
+    return pd.DataFrame(results, columns=["study", "bound", "against", "spearman", "low", "high", "kendall", "n"])
 
 
 def _correlation(pairs: list[np.ndarray], resamples: int, confidence: float, seed: int) -> tuple[float, ...]:
     """Mean over studies of Spearman's rho with its interval, and of Kendall's tau-b; number of subsets."""
-    found = rank_correlation([own[None] for own in pairs], resamples, confidence, seed)
-    kendall = np.mean([stats.kendalltau(*own.T).statistic for own in pairs]) if math.isfinite(found[0]) else math.nan
-    return *found, kendall, sum(map(len, pairs))
+    rho, low, high = rank_correlation([own[None] for own in pairs], resamples, confidence, seed)
+    kendall = np.mean([stats.kendalltau(*own.T).statistic for own in pairs]) if math.isfinite(rho) else math.nan
+    return rho, low, high, kendall, sum(map(len, pairs))
 
 
 def _check_call(study: Study, subsets: Mapping[str, Blocks]) -> dict[str, tuple[str, ...]]:
-    if not isinstance(subsets, Mapping):
-        raise TypeError(f"subsets is a {type(subsets).__name__}; it must be a mapping of labels to part names")
-    if not subsets:
-        raise ValueError("subsets is empty; give at least one label with its part names")
     has_norms = any(isinstance(module, _BatchNorm) for module in study.backbone.modules())
     if has_norms and any(recipe.bn != "frozen" for recipe in study.recipes):
         raise ValueError('recipes have bn="batch"; a bound needs bn="frozen": study.variant(bn="frozen")')
@@ -205,23 +227,22 @@ def _check_call(study: Study, subsets: Mapping[str, Blocks]) -> dict[str, tuple[
 def _prices(subsets: Mapping[str, Blocks], price: Mapping[str, float] | float) -> dict[str, float]:
     """The price of every label, 0 where a mapping names none."""
     given = price if isinstance(price, Mapping) else dict.fromkeys(subsets, price)
-    for label, own in given.items():
+    for label in given:
         if label not in subsets:
             raise ValueError(f"price has {label!r}; the labels are {', '.join(subsets)}")
-        check_real("price", own, low=0.0)
     return dict.fromkeys(subsets, 0.0) | given
 
 
 def _fold_gaps(study: Study, subsets: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], float]:
     """Training less validation accuracy of each subset's fold fits, which are trained once more for it."""
-    recipes, task, found = [study.recipe_of(blocks) for blocks in subsets], study.task, []
+    recipes, task, gaps = [study.recipe_of(blocks) for blocks in subsets], study.task, []
     how = {"num_classes": task.num_classes, "seed": study.seeds[0]}
     for rows in task.folds(study.n_folds):
         train, held_out = (task.train.take(own) for own in rows)
         fits = fit_together(study.backbone, subsets, train, recipes, validation=held_out, **how)
         own = [TunedTask(study.backbone, fit.blocks, fit.weights, task.classes, recipes[0].image_size) for fit in fits]
-        found.append([tuned.accuracy(train) - fit.accuracy for tuned, fit in zip(own, fits, strict=True)])
-    return dict(zip(subsets, np.mean(found, axis=0).tolist(), strict=True))
+        gaps.append([tuned.accuracy(train) - fit.accuracy for tuned, fit in zip(own, fits, strict=True)])
+    return dict(zip(subsets, np.mean(gaps, axis=0).tolist(), strict=True))
 
 
 def _norms_at_start(study: Study, start: Start, n_jacobian: int | None, seed: int) -> GradientNorms:
@@ -235,7 +256,7 @@ def _norms_at_start(study: Study, start: Start, n_jacobian: int | None, seed: in
 
 def _facts(study: Study, tuned: TunedTask, start: Start, norms: GradientNorms) -> dict[str, float]:
     """What is measured of one fit."""
-    way = distance(tuned, start)["distance"]
+    way = tuned_distance(tuned, start)["distance"]
     return {
         "n": len(study.task.train),
         "params": study.count_parameters(tuned.blocks),
@@ -250,9 +271,7 @@ def _linear_margins(study: Study, tuned: TunedTask, start: Start) -> tuple[np.nd
     """Margins (n,) of the linearized network on the training images, and how wrong its logits are."""
     images, labels = study.task.train.images[torch.arange(len(study.task.train))], study.task.train.labels[:, None]
     first, slope = taylor_logits(tuned, images, head_start=start)
-    network, device = tuned.network(), study.backbone.mean.device
-    with torch.no_grad():
-        last = torch.cat([network(rows.to(device)).double().cpu() for rows in images.split(250)])
+    last = logits_of(tuned.network(), images, 250).double()
     straight = first + slope
     others = straight.scatter(1, labels, -math.inf).amax(1)
     right_by = straight.gather(1, labels)[:, 0] - others
@@ -280,7 +299,7 @@ def _rademacher(
     return min(bounds, key=lambda bound: bound.value)
 
 
-def _columns(found: Mapping[str, Bound]) -> dict[str, object]:
+def _columns(bounds: Mapping[str, Bound]) -> dict[str, object]:
     """Values, values less the empirical error, and the bounds themselves."""
-    gaps = {f"{name}_gap": bound.value - bound.terms["empirical error"] for name, bound in found.items()}
-    return {name: bound.value for name, bound in found.items()} | gaps | {"bounds": dict(found)}
+    gaps = {f"{name}_gap": bound.value - bound.terms["empirical error"] for name, bound in bounds.items()}
+    return {name: bound.value for name, bound in bounds.items()} | gaps | {"bounds": dict(bounds)}

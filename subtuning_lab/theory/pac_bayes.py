@@ -10,22 +10,25 @@ from scipy.optimize import brentq
 from scipy.special import rel_entr
 
 from subtuning_lab.theory.bounds import (
+    CONFIDENCE,
+    COUNT,
+    NOT_PRETRAINED_ON,
+    POSITIVE,
     SAME_SAMPLE,
+    SHARE,
+    SIZE,
     Bound,
-    as_numbers,
     binomial_upper,
-    check_count,
-    check_real,
-    check_share,
-    failure_of,
     grid_price,
     make_bound,
 )
+from subtuning_lab.utils.validation import Either, Mapped, Numbers, Real, checked
 
 MONTE_CARLO_SHARE = 0.1  # of the failure probability; the rest is for the training sample
 
 _RANDOMIZED = (
     SAME_SAMPLE,
+    NOT_PRETRAINED_ON,
     "the error is that of weights drawn anew from the posterior for every prediction",
     'the prior\'s centre, BatchNorm statistics included (bn="frozen"), does not depend on these examples',
     "sigmas and the subsets that are paid for were fixed before the examples were seen",
@@ -33,6 +36,7 @@ _RANDOMIZED = (
 )
 
 
+@checked(q=SHARE, p=SHARE)
 def binary_kl(q: float, p: float) -> float:
     """Kullback-Leibler divergence of two coins, in nats: q log(q / p) + (1 - q) log((1 - q) / (1 - p)).
 
@@ -42,11 +46,10 @@ def binary_kl(q: float, p: float) -> float:
     Returns:
         At least 0; infinite where p is 0 or 1 and q is not.
     """
-    for name, value in {"q": q, "p": p}.items():
-        check_share(name, value)
     return max(0.0, float(rel_entr(q, p) + rel_entr(1 - q, 1 - p)))
 
 
+@checked(q=SHARE, budget=Real(0, infinite=True))
 def kl_inverse(q: float, budget: float) -> float:
     """The largest p in [q, 1] with binary_kl(q, p) <= budget; errs upwards, by 1e-12 at most.
 
@@ -54,9 +57,6 @@ def kl_inverse(q: float, budget: float) -> float:
         q: in [0, 1].
         budget: at least 0, may be infinite.
     """
-    check_share("q", q)
-    if budget != math.inf:
-        check_real("budget", budget, low=0.0, high=math.inf)
     q, last = float(q), math.nextafter(1.0, 0.0)
     if budget == 0 or q == 1:
         return q
@@ -65,6 +65,7 @@ def kl_inverse(q: float, budget: float) -> float:
     return min(1.0, brentq(lambda p: binary_kl(q, p) - budget, q, last, xtol=1e-13) + 1e-12)
 
 
+@checked(delta=Either(SIZE, Mapped(SIZE)), sigma=Either(POSITIVE, Mapped(POSITIVE)))
 def gaussian_kl(delta: Mapping[str, float] | float, sigma: Mapping[str, float] | float) -> float:
     """Divergence of a Gaussian that was moved, sum over groups of delta^2 / (2 sigma^2), in nats.
 
@@ -72,17 +73,14 @@ def gaussian_kl(delta: Mapping[str, float] | float, sigma: Mapping[str, float] |
         delta: Euclidean distance moved, or group of parameters -> distance.
         sigma: standard deviation of every parameter, or group -> standard deviation, with the same groups.
     """
-    deltas, sigmas = _by_group("delta", delta), _by_group("sigma", sigma)
+    deltas, sigmas = _by_group(delta), _by_group(sigma)
     if isinstance(sigma, Mapping) and sigmas.keys() != deltas.keys():
         raise ValueError(f"sigma has groups {list(sigmas)}; it must have those of delta, {list(deltas)}")
-    for name, value in deltas.items():
-        check_real(f"delta{name and f'[{name!r}]'}", value, low=0.0)
-    for name, value in sigmas.items():
-        check_real(f"sigma{name and f'[{name!r}]'}", value, low=0.0, open_low=True)
     ratios = [deltas[name] / sigmas.get(name, sigma) for name in deltas]
     return math.fsum(ratio * ratio / 2 for ratio in ratios)
 
 
+@checked(errors=Numbers(0, 1), failure=CONFIDENCE)
 def monte_carlo_upper(errors: Sequence[float] | np.ndarray, failure: float) -> float:
     """Upper bound on the mean of independent draws in [0, 1]; fails with probability `failure` at most.
 
@@ -98,8 +96,7 @@ def monte_carlo_upper(errors: Sequence[float] | np.ndarray, failure: float) -> f
     Source: Hoeffding (1963), theorem 1; Bentkus, On Hoeffding's Inequalities (2004); Maurer and Pontil, Empirical
         Bernstein Bounds (2009), theorem 4.
     """
-    check_real("failure", failure, low=0.0, high=1.0, open_low=True)
-    draws = as_numbers("errors", errors, low=0.0, high=1.0)
+    draws = np.asarray(errors, dtype=float)
     n, mean = len(draws), math.fsum(draws) / len(draws)
     if n < 2:
         raise ValueError(f"errors holds {n} draw; it must hold at least 2")
@@ -113,6 +110,16 @@ def monte_carlo_upper(errors: Sequence[float] | np.ndarray, failure: float) -> f
     return float(min(1.0, tail, bernstein))
 
 
+@checked(
+    errors=Numbers(0, 1),
+    n=COUNT,
+    delta=Either(SIZE, Mapped(SIZE)),
+    sigma=Either(POSITIVE, Mapped(POSITIVE)),
+    sigmas=Either(Numbers(0), Mapped(Numbers(0)), none=True),
+    price=SIZE,
+    posteriors=COUNT.or_none(),
+    confidence=CONFIDENCE,
+)
 def pac_bayes_bound(
     *,
     errors: Sequence[float] | np.ndarray,
@@ -153,12 +160,9 @@ def pac_bayes_bound(
 
     Source: Langford and Seeger (2001); Maurer, A Note on the PAC Bayesian Theorem (2004); Dziugaite and Roy (2017).
     """
-    check_count("n", n, low=1)
-    check_real("price", price, low=0.0)
-    failure, divergence = failure_of(confidence), gaussian_kl(delta, sigma)
-    of_grid = _sigma_price(_by_group("delta", delta), sigma, sigmas)
+    failure, divergence = 1 - confidence, gaussian_kl(delta, sigma)
+    of_grid = _sigma_price(_by_group(delta), sigma, sigmas)
     posteriors = max(1, round(math.exp(min(of_grid, 30.0)))) if posteriors is None else posteriors
-    check_count("posteriors", posteriors, low=1)
     upper = monte_carlo_upper(errors, MONTE_CARLO_SHARE * failure / posteriors)
     steps = [divergence, price, of_grid, math.log(2 * math.sqrt(n) / ((1 - MONTE_CARLO_SHARE) * failure))]
     budgets = np.cumsum(steps) / n
@@ -169,9 +173,7 @@ def pac_bayes_bound(
     return make_bound("PAC-Bayes", terms, inputs | {"posteriors": posteriors}, confidence, _RANDOMIZED)
 
 
-def _by_group(name: str, value: Mapping[str, float] | float) -> dict[str, float]:
-    if isinstance(value, Mapping) and not value:
-        raise ValueError(f"{name} is empty; it must be a number, or have at least one group")
+def _by_group(value: Mapping[str, float] | float) -> dict[str, float]:
     return dict(value) if isinstance(value, Mapping) else {"": value}
 
 

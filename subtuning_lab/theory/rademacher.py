@@ -8,25 +8,29 @@ from collections.abc import Sequence
 import numpy as np
 
 from subtuning_lab.theory.bounds import (
+    CONFIDENCE,
+    COUNT,
+    NOT_PRETRAINED_ON,
+    POSITIVE,
     SAME_SAMPLE,
+    SHARE,
+    SIZE,
     Bound,
-    as_numbers,
-    check_count,
-    check_real,
-    empirical_term,
-    failure_of,
     grid_price,
     make_bound,
 )
+from subtuning_lab.utils.validation import Either, Numbers, checked
 
 _LINEARIZED = (
     SAME_SAMPLE,
+    NOT_PRETRAINED_ON,
     "the network is its linearization at the start (exact for linear probing alone)",
     'the start, its BatchNorm statistics included (bn="frozen"), does not depend on these examples',
     "margins, radii and the subsets that are paid for were fixed before the examples were seen",
 )
 
 
+@checked(margins=Numbers(), margin=POSITIVE)
 def ramp_error(margins: Sequence[float] | np.ndarray, margin: float) -> float:
     """Mean ramp loss: 1 for examples that are wrong, 0 for those right by `margin` and more, linear between.
 
@@ -34,10 +38,10 @@ def ramp_error(margins: Sequence[float] | np.ndarray, margin: float) -> float:
         margins: logit of the right class minus the largest other logit, (n,).
         margin: gamma, above 0.
     """
-    check_real("margin", margin, low=0.0, open_low=True)
-    return float(np.clip(1 - as_numbers("margins", margins) / margin, 0, 1).mean())
+    return float(np.clip(1 - np.asarray(margins, dtype=float) / margin, 0, 1).mean())
 
 
+@checked(feature_norms=Numbers(0), delta=SIZE)
 def empirical_rademacher(feature_norms: Sequence[float] | np.ndarray, delta: float) -> float:
     """Bound on the empirical Rademacher complexity of {<psi, w> : |w| <= delta}, delta sqrt(sum |psi_i|^2) / n.
 
@@ -45,11 +49,20 @@ def empirical_rademacher(feature_norms: Sequence[float] | np.ndarray, delta: flo
         feature_norms: Frobenius norms |psi(x_i)| of the n examples, (n,).
         delta: radius.
     """
-    check_real("delta", delta, low=0.0)
-    norms = as_numbers("feature_norms", feature_norms, low=0.0)
-    return float(delta * np.linalg.norm(norms) / len(norms))
+    return float(delta * np.linalg.norm(feature_norms) / len(feature_norms))
 
 
+@checked(
+    n=COUNT,
+    delta=SIZE,
+    feature_norms=Either(SIZE, Numbers(0, 1e100)),
+    margin=POSITIVE,
+    empirical_error=SHARE.or_none(),
+    deltas=Numbers(0, none=True),
+    margins=Numbers(0, none=True),
+    price=SIZE,
+    confidence=CONFIDENCE,
+)
 def rademacher_bound(
     *,
     n: int,
@@ -91,16 +104,13 @@ def rademacher_bound(
     Source: PAPER "Theorem 1"; Mohri, Rostamizadeh and Talwalkar, Foundations of Machine Learning, theorem 3.3; Maurer,
         A Vector-Contraction Inequality for Rademacher Complexities (2016), corollary 1.
     """
-    check_count("n", n, low=1)
-    check_real("price", price, low=0.0)
-    failure = failure_of(confidence)
     norm = _root_mean_square(feature_norms, n)
     radius, radii_price = _radius(delta, deltas)
     margin_price = grid_price("margin", margin, margins)
-    steps = np.cumsum([math.log(2 / failure), price, radii_price + margin_price])
+    steps = np.cumsum([math.log(2 / (1 - confidence)), price, radii_price + margin_price])
     roots = 3 * np.sqrt(steps / (2 * n))
     terms = {
-        **empirical_term(empirical_error),
+        **({} if empirical_error is None else {"empirical error": empirical_error}),
         "complexity": 4 / margin * radius * norm / math.sqrt(n),
         "price of selection": float(roots[1] - roots[0]),
         "price of the grids": float(roots[2] - roots[1]),
@@ -110,22 +120,19 @@ def rademacher_bound(
     return make_bound("Rademacher", terms, inputs, confidence, _LINEARIZED)
 
 
-def _root_mean_square(feature_norms: object, n: int) -> float:
-    if isinstance(feature_norms, Sequence | np.ndarray) and not isinstance(feature_norms, str):
-        norms = as_numbers("feature_norms", feature_norms, low=0.0)
-        if len(norms) != n:
-            raise ValueError(f"feature_norms holds {len(norms)} numbers; it must hold n, {n}")
-        return empirical_rademacher(norms, 1.0) * math.sqrt(n)
-    check_real("feature_norms", feature_norms, low=0.0)
-    return float(feature_norms)
+def _root_mean_square(feature_norms: Sequence[float] | np.ndarray | float, n: int) -> float:
+    if np.ndim(feature_norms) == 0:
+        return float(feature_norms)
+    if len(feature_norms) != n:
+        raise ValueError(f"feature_norms holds {len(feature_norms)} numbers; it must hold n, {n}")
+    return empirical_rademacher(feature_norms, 1.0) * math.sqrt(n)
 
 
 def _radius(delta: float, deltas: Sequence[float] | None) -> tuple[float, float]:
     """The smallest candidate that holds delta, and log of the number of candidates."""
-    check_real("delta", delta, low=0.0)
     if deltas is None:
         return float(delta), 0.0
-    grid = as_numbers("deltas", deltas, low=0.0)
+    grid = np.asarray(deltas, dtype=float)
     if delta > grid.max():
         raise ValueError(f"delta is {delta}; it must be at most {grid.max()}, the largest of deltas")
     return float(grid[grid >= delta].min()), math.log(len(grid))

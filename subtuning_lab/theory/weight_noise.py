@@ -11,27 +11,30 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from subtuning_lab.data.arrays import check_number
 from subtuning_lab.data.task import Split
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.engine.trainable import new_head
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain, fork_of, in_order
 from subtuning_lab.nets.heads import Start
-from subtuning_lab.nets.inputs import network_input
+from subtuning_lab.nets.inputs import logits_of, network_input
 from subtuning_lab.study.study import Blocks, Study
-from subtuning_lab.theory.bounds import Bound, as_numbers, check_real, failure_of, geometric_grid
-from subtuning_lab.theory.linearization import distance
+from subtuning_lab.theory.bounds import CONFIDENCE, POSITIVE, SIZE, Bound, geometric_grid
+from subtuning_lab.theory.linearization import tuned_distance
 from subtuning_lab.theory.pac_bayes import gaussian_kl, kl_inverse, pac_bayes_bound
 from subtuning_lab.utils.random import Stream, seeded
+from subtuning_lab.utils.validation import Either, Is, Mapped, Numbers, Several, Whole, checked
 
 SIGMAS: dict[str, tuple[float, ...]] = {"blocks": geometric_grid(0.0025, 0.16), "head": geometric_grid(0.01, 5.12)}
 Sigmas = Mapping[str, Sequence[float]] | Sequence[float] | None
+SIGMA_CHOICES = Either(Several(POSITIVE), Mapped(Several(POSITIVE)), none=True)
+_NOISE = {"sigmas": SIGMA_CHOICES, "posteriors": Whole(2), "price": SIZE, "confidence": CONFIDENCE, "seed": Whole()}
 _EXACT = 10**5  # equal draws that stand for an error rate that is known
 _ROWS = 250  # images at a time
 _NODES = 64  # of Gauss-Hermite quadrature
 
 
+@checked(tuned=Is(TunedTask))
 def readout_start(tuned: TunedTask) -> Start:
     """Weight and bias that a study's readout started from, on the CPU; fixed before any image was seen.
 
@@ -43,6 +46,7 @@ def readout_start(tuned: TunedTask) -> Start:
     return {key: tensor.detach().cpu() for key, tensor in head.state_dict().items()}
 
 
+@checked(tuned=Is(TunedTask), split=Is(Split), **_NOISE)
 def noisy_bound(
     tuned: TunedTask,
     split: Split,
@@ -64,13 +68,11 @@ def noisy_bound(
         head_start: the prior's centre of the readout.
         sigmas, posteriors, price, confidence, seed: as for `measure_bounds`.
     """
-    grid, way, n = noise_grid(sigmas), distance(tuned, head_start)["distance"], len(split)
+    grid, way, n = noise_grid(sigmas), tuned_distance(tuned, head_start)["distance"], len(split)
     delta = {"blocks": float(way["all"]), "head": float(way["head"])}
     if not tuned.blocks:
         grid, delta = ({"head": own["head"]} for own in (grid, delta))
-    fixed = (
-        price + sum(math.log(len(own)) for own in grid.values()) + math.log(2 * math.sqrt(n) / failure_of(confidence))
-    )
+    fixed = price + sum(math.log(len(own)) for own in grid.values()) + math.log(2 * math.sqrt(n) / (1 - confidence))
     own, at_head = grid.get("blocks", (0.0,)), grid["head"]
     means = posterior_errors(tuned, split, own, at_head, draws=max(2, posteriors // 10), seed=2 * seed).mean(1)
     candidates = []
@@ -87,6 +89,7 @@ def noisy_bound(
     return pac_bayes_bound(errors=errors, price=price, confidence=confidence, **how)
 
 
+@checked(study=Is(Study), lr_share=POSITIVE, **_NOISE)
 def half_prior_bound(
     study: Study,
     blocks: Blocks,
@@ -111,7 +114,6 @@ def half_prior_bound(
 
     Source: Ambroladze, Parrado-Hernandez and Shawe-Taylor (2006), Tighter PAC-Bayes Bounds.
     """
-    check_real("lr_share", lr_share, low=0.0, open_low=True)
     blocks, task = in_order(study.backbone, blocks), replace(study.task, test=None, validation=None)
     recipe = replace(study.recipe_of(blocks), patience=None)
     first, second = (task.train.take(rows) for rows in task.folds(2, seed)[0])
@@ -127,6 +129,15 @@ def half_prior_bound(
     return noisy_bound(posterior, second, readout_start(posterior), price=price, **noise)
 
 
+@checked(
+    tuned=Is(TunedTask),
+    split=Is(Split),
+    sigmas=Numbers(0, 1e100),
+    head_sigmas=Several(POSITIVE),
+    draws=Whole(1),
+    images_per_draw=Whole(1),
+    seed=Whole(),
+)
 @torch.no_grad()
 def posterior_errors(
     tuned: TunedTask,
@@ -160,15 +171,9 @@ def posterior_errors(
         raise ValueError("the task is Siamese; noise is there for plain tasks only")
     if tuned.head_depth > 1:
         raise ValueError(f"the task's head_depth is {tuned.head_depth}; noise is there for linear readouts only")
-    for sigma in as_numbers("sigmas", sigmas, low=0.0):
-        check_real("sigma", sigma, low=0.0)
-    for sigma in as_numbers("head_sigmas", head_sigmas):
-        check_real("head_sigma", sigma, low=0.0, open_low=True)
-    for name, value in {"draws": draws, "images_per_draw": images_per_draw}.items():
-        check_number(name, value, 1)
-    check_number("seed", seed, 0)
     network, fork = tuned.network(), fork_of(tuned.backbone, tuned.blocks)
-    trunk = torch.cat([_before(network, fork, split, rows) for rows in torch.arange(len(split)).split(_ROWS)])
+    trunk = logits_of(lambda images: _before(network, fork, images), split.images, _ROWS, tuned.backbone.mean.device)
+    trunk = trunk.to(tuned.backbone.mean.device)
     if fork == len(tuned.backbone.part_names):
         exact = torch.cat([_error_chances(network.head, *own, head_sigmas) for own in _paired(trunk, split)])
         return exact.mean(0).expand(len(sigmas), draws, -1)
@@ -184,25 +189,20 @@ def posterior_errors(
     return torch.stack([torch.cat([score(sigma, numbers) for numbers in chunks]) for sigma in sigmas])
 
 
+@checked(sigmas=SIGMA_CHOICES)
 def noise_grid(sigmas: Sigmas) -> dict[str, tuple[float, ...]]:
-    """Candidates of the noise for "blocks" and "head", checked; None means `SIGMAS`."""
-    if sigmas is None or isinstance(sigmas, Mapping):
-        grid = SIGMAS if sigmas is None else sigmas
-        if set(grid) != {"blocks", "head"}:
-            raise ValueError(f'sigmas has groups {", ".join(map(str, grid))}; they must be "blocks" and "head"')
-    else:
-        grid = dict.fromkeys(("blocks", "head"), sigmas)
-    for group in grid:
-        for sigma in as_numbers(f"sigmas of {group}", grid[group]):
-            check_real(f"sigma of {group}", sigma, low=0.0, open_low=True)
+    """Candidates of the noise for "blocks" and "head"; None means `SIGMAS`."""
+    grid = SIGMAS if sigmas is None else sigmas
+    grid = grid if isinstance(grid, Mapping) else dict.fromkeys(("blocks", "head"), grid)
+    if set(grid) != {"blocks", "head"}:
+        raise ValueError(f'sigmas has groups {", ".join(map(str, grid))}; they must be "blocks" and "head"')
     return {group: tuple(map(float, grid[group])) for group in ("blocks", "head")}
 
 
-def _before(network: nn.Module, fork: int, split: Split, rows: torch.Tensor) -> torch.Tensor:
+def _before(network: nn.Module, fork: int, images: torch.Tensor) -> torch.Tensor:
     """Activations of some images where the first tuned part begins."""
-    chain = network.backbone
-    x = network_input(chain, split.images[rows.to(split.images.device)], network.image_size)
-    for part in chain.parts[:fork]:
+    x = network_input(network.backbone, images, network.image_size)
+    for part in network.backbone.parts[:fork]:
         x = part(x)
     return x
 

@@ -17,6 +17,8 @@ from numbers import Integral
 from numbers import Real as RealNumber
 from typing import Any, TypeVar
 
+import numpy as np
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -118,7 +120,10 @@ class Real(Rule):
     def error_of(self, value: object) -> type[Exception] | None:
         if _is_bool(value) or not isinstance(value, RealNumber):
             return TypeError
-        number = float(value)  # numpy's float32 would overflow in comparisons
+        try:
+            number = float(value)  # numpy's float32 would overflow in comparisons
+        except OverflowError:
+            return ValueError
         if math.isnan(number) or (math.isinf(number) and not self.infinite):
             return ValueError
         outside = (self.above and number <= self.low) or (self.below and number >= self.high)
@@ -285,6 +290,106 @@ class Blocks(Rule):
 
 
 @dataclass(frozen=True)
+class Numbers(Rule):
+    """A list or array (n,) of finite numbers from `low` to `high`, at least one; numpy checks all at once."""
+
+    low: float | None = None
+    high: float | None = None
+    none: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """The limits in words."""
+        return f"a list or array (n,) of at least 1 finite number{_limits(self.low, self.high)}"
+
+    def error_of(self, value: object) -> type[Exception] | None:
+        listed = isinstance(value, Sequence) or hasattr(value, "__array__")
+        if isinstance(value, str | bytes) or not listed:
+            return TypeError
+        try:
+            array = np.asarray(value)
+        except ValueError:  # lists of different lengths
+            return ValueError
+        if array.dtype.kind not in "iuf":
+            return TypeError
+        low, high = (-math.inf if self.low is None else self.low), (math.inf if self.high is None else self.high)
+        fits = array.ndim == 1 and array.size and (np.isfinite(array) & (array >= low) & (array <= high)).all()
+        return None if fits else ValueError
+
+    def wrong(self) -> Iterator[object]:
+        yield from super().wrong()
+        yield from ("text", 5, [], ["a"], [True], [[1.0]], [[1.0], [1.0, 2.0]], [math.nan], [math.inf])
+        yield from ([limit] for limit in _beyond(self.low, self.high))
+
+
+@dataclass(frozen=True)
+class Mapped(Rule):
+    """A mapping of names to values that fit a rule.
+
+    Args:
+        each: rule of every value; None leaves them to the function.
+        least: fewest names.
+    """
+
+    each: Rule | None = None
+    least: int = 1
+    none: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """What the values may be in words."""
+        each = f", each to {self.each.allowed}" if self.each else ""
+        return f"a mapping of at least {self.least} name{'s' * (self.least != 1)}{each}"
+
+    def check(self, name: str, value: object) -> None:
+        super().check(name, value)
+        for key, item in (value or {}).items():
+            if self.each is not None:
+                self.each.check(f"{name}[{key!r}]", item)
+
+    def error_of(self, value: object) -> type[Exception] | None:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            return TypeError
+        return None if len(value) >= self.least else ValueError
+
+    def wrong(self) -> Iterator[object]:
+        yield from super().wrong()
+        yield from ("text", 5, ["a"])
+        yield from ({},) if self.least else ()
+        if self.each is not None:
+            yield from ({f"name {i}": item for i in range(max(1, self.least))} for item in self.each.wrong())
+
+
+@dataclass(frozen=True)
+class Either(Rule):
+    """What one rule or another allows."""
+
+    first: Rule
+    second: Rule
+    none: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """Both in words."""
+        return f"{self.first.allowed}, or {self.second.allowed}"
+
+    def check(self, name: str, value: object) -> None:
+        errors = [rule.error_of(value) for rule in (self.first, self.second)]
+        for rule, error in zip((self.first, self.second), errors, strict=True):
+            if error is None or (error is ValueError and errors.count(TypeError)):
+                return rule.check(name, value)  # a list's rule looks at its values there
+        return super().check(name, value)
+
+    def error_of(self, value: object) -> type[Exception] | None:
+        errors = (self.first.error_of(value), self.second.error_of(value))
+        return None if None in errors else min(errors, key=[ValueError, TypeError].index)
+
+    def wrong(self) -> Iterator[object]:
+        for rule, other in ((self.first, self.second), (self.second, self.first)):
+            yield from (value for value in rule.wrong() if other.error_of(value) and not (value is None and self.none))
+
+
+@dataclass(frozen=True)
 class Table(Rule):
     """A pandas table with some columns.
 
@@ -395,7 +500,7 @@ def _within(value: Any, low: Any, high: Any) -> bool:
 
 def _beyond(low: Any, high: Any) -> Iterator[object]:
     yield from () if low is None else (low - 1,)
-    yield from () if high is None else (high + 1,)
+    yield from () if high is None else (high + 1 if high + 1 > high else 2 * high,)  # 1e100 + 1 is 1e100
 
 
 def _limits(low: Any, high: Any, above: bool = False, below: bool = False) -> str:

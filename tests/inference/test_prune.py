@@ -19,7 +19,7 @@ from subtuning_lab.nets.chain import Chain, copy_weights, count_parameters
 from subtuning_lab.nets.flops import part_table
 from subtuning_lab.nets.from_timm import as_chain
 from subtuning_lab.nets.registry import load_backbone
-from subtuning_lab.theory.linearization import distance, linearization_gap
+from subtuning_lab.theory.linearization import linearization_gap, tuned_distance
 from tests.helpers import Residual, randomize_norms, tiny_chain
 from tests.inference.test_tuned_task import rewrite
 from tests.nets.test_from_timm import new_model

@@ -167,16 +167,9 @@ def test_the_test_split_is_used_only_when_asked(study, monkeypatch):
 
 
 BAD = {
-    "a list": ({"subsets": [["block1"]]}, TypeError, "subsets is a list"),
-    "nothing": ({"subsets": {}}, ValueError, "subsets is empty"),
     "unknown block": ({"subsets": {"a": ["block9"]}}, ValueError, "no block block9"),
     "unknown label": ({"price": {"b": 1.0}}, ValueError, "price has 'b'; the labels are a"),
-    "negative price": ({"price": -1.0}, ValueError, "price is -1.0"),
     "too many images": ({"n_jacobian": 49}, ValueError, "n_jacobian"),
-    "one network": ({"posteriors": 1}, ValueError, "posteriors must be at least 2"),
-    "confidence in per cent": ({"confidence": 95}, ValueError, "confidence is 95"),
-    "sigma of nothing": ({"sigmas": (0.0,)}, ValueError, "sigma of blocks is 0.0"),
-    "no margin": ({"margins": ()}, ValueError, "margins has shape"),
 }
 
 
@@ -279,9 +272,7 @@ def test_single_blocks_are_chosen():
     [
         ({"bounds": ["best"]}, "the table has no 'best'"),
         ({"against": ["luck"]}, "the table has no 'luck'"),
-        ({"table": made_table().iloc[:0]}, "no such rows"),
-        ({"resamples": 0}, "resamples must be at least 1"),
-        ({"confidence": 1.0}, "confidence is 1.0"),
+        ({"table": made_table().assign(blocks=[("a", "b")] * 9)}, "no such rows"),
     ],
 )
 def test_bad_tables_are_refused(change, message):

@@ -226,32 +226,10 @@ def test_the_price_of_selection_is_needed_and_enough():
 
 # what is wrong: (call, error, pattern of the message)
 CALLS = {
-    "q in per cent": (lambda: binary_kl(20, 0.3), ValueError, "q is 20; it must be from 0 to 1"),
-    "p NaN": (lambda: binary_kl(0.2, NAN), ValueError, "p is nan; it must be from 0 to 1"),
-    "p a bool": (lambda: binary_kl(0.2, True), TypeError, "p is True; it must be a number"),
-    "p as text": (lambda: binary_kl(0.2, "0.5"), TypeError, "p is '0.5'"),
-    "budget negative": (lambda: kl_inverse(0.2, -1e-9), ValueError, "budget is -1e-09"),
-    "budget NaN": (lambda: kl_inverse(0.2, NAN), ValueError, "budget is nan"),
     "one draw": (lambda: pac_bayes(errors=[0.1]), ValueError, "errors holds 1 draw; .*at least 2"),
-    "a mean instead of draws": (lambda: pac_bayes(errors=0.1), ValueError, r"errors has shape \(\)"),
-    "hits instead of rates": (lambda: pac_bayes(errors=[True, False]), TypeError, "errors holds bool"),
-    "errors in per cent": (lambda: pac_bayes(errors=[10.0, 12.0]), ValueError, "errors has 10.0 in it"),
-    "errors of draws and examples": (lambda: pac_bayes(errors=np.zeros((5, 9))), ValueError, r"shape \(5, 9\)"),
-    "errors NaN": (lambda: pac_bayes(errors=[0.1, NAN]), ValueError, "errors has nan"),
-    "sigma is 0": (lambda: pac_bayes(sigma=0.0), ValueError, "sigma is 0.0; it must be above 0"),
-    "sigma of one group 0": (
-        lambda: pac_bayes(delta={"head": 1}, sigma={"head": 0}),
-        ValueError,
-        r"sigma\['head'\] is 0",
-    ),
-    "delta of one group NaN": (lambda: pac_bayes(delta={"head": NAN}), ValueError, r"delta\['head'\] is nan"),
     "groups differ": (lambda: pac_bayes(delta={"a": 1.0}, sigma={"b": 1.0}), ValueError, r"\['b'\].*delta, \['a'\]"),
-    "no groups": (lambda: pac_bayes(delta={}), ValueError, "delta is empty"),
     "sigma not a candidate": (lambda: pac_bayes(sigmas=(1.0, 2.0)), ValueError, "sigma is 0.5; .*1.0, 2.0"),
     "candidates of groups, one sigma": (lambda: pac_bayes(sigmas={"a": [0.5]}), ValueError, "sigmas has groups"),
-    "no posteriors": (lambda: pac_bayes(posteriors=0), ValueError, "posteriors is 0"),
-    "confidence in per cent": (lambda: pac_bayes(confidence=95), ValueError, "confidence is 95"),
-    "failure is 1": (lambda: monte_carlo_upper([0.1, 0.2], 1.0), ValueError, "failure is 1.0"),
 }
 
 

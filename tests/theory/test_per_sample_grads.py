@@ -226,16 +226,8 @@ def test_chunks_fit_the_memory_limit():
 
 BAD = {
     "wide head": ({"head": readout(5)}, ValueError, "head takes 5 features, but tiny has 6"),
-    "no linear head": ({"head": nn.Identity()}, TypeError, "head is a Identity; it must be a Linear"),
-    "no chain": ({"backbone": nn.Identity()}, TypeError, "backbone is a Identity"),
     "bright images": ({"images": IMAGES.float()}, ValueError, r"images\[0\] has values that are NaN or outside"),
     "no images": ({"images": IMAGES[:0]}, ValueError, "none empty"),
-    "unknown method": ({"method": "fast"}, ValueError, "method is 'fast'; it must be one of exact, random, loss"),
-    "empty chunk": ({"chunk": 0}, ValueError, "chunk must be at least 1, got 0"),
-    "empty direction chunk": ({"direction_chunk": 0}, ValueError, "direction_chunk must be at least 1"),
-    "half a chunk": ({"chunk": 1.5}, TypeError, "chunk must be an int"),
-    "no memory": ({"memory_limit": 0}, ValueError, "memory_limit must be at least 1"),
-    "one direction": ({"method": "random", "directions": 1}, ValueError, "directions must be at least 2"),
     "no labels": ({"method": "loss"}, ValueError, 'labels are missing for method "loss"'),
     "useless labels": ({"labels": [0] * 5}, ValueError, 'labels are of no use to method "exact"'),
     "few labels": ({"method": "loss", "labels": [0]}, ValueError, "5 images but 1 labels"),

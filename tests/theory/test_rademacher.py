@@ -168,22 +168,10 @@ def test_rademacher_is_violated_as_seldom_as_promised():
 
 # what is wrong: (call, error, pattern of the message)
 CALLS = {
-    "margin is 0": (lambda: rademacher(margin=0), ValueError, "margin is 0; it must be above 0"),
     "margin not a candidate": (lambda: rademacher(margins=(0.5, 1.0)), ValueError, "margin is 0.8; .*0.5, 1.0"),
     "margin tiny": (lambda: rademacher(margin=5e-324), ValueError, "is inf; it must be"),
     "delta beyond the radii": (lambda: rademacher(deltas=(0.1, 0.2)), ValueError, "delta is 0.5; .*at most 0.2"),
-    "no radii": (lambda: rademacher(deltas=()), ValueError, r"deltas has shape \(0,\)"),
-    "a NaN radius": (lambda: rademacher(deltas=(1, NAN)), ValueError, "deltas has nan in it"),
-    "radii as text": (lambda: rademacher(deltas=["1"]), TypeError, "deltas holds <U1"),
     "norms of other examples": (lambda: rademacher(feature_norms=[1.0] * 399), ValueError, "399 numbers.*n, 400"),
-    "negative norm": (lambda: rademacher(feature_norms=-1.0), ValueError, "feature_norms is -1.0"),
-    "negative norms": (lambda: rademacher(feature_norms=[-1.0] * 400), ValueError, "feature_norms has -1.0"),
-    "norms as text": (lambda: rademacher(feature_norms="2"), TypeError, "feature_norms is '2'"),
-    "price negative": (lambda: rademacher(price=-1), ValueError, "price is -1; it must be at least 0"),
-    "price of paper infinite": (lambda: rademacher(price=INF), ValueError, "price is inf"),
-    "ramp of nothing": (lambda: ramp_error([], 1), ValueError, "margins has shape"),
-    "ramp of logits": (lambda: ramp_error(np.ones((3, 2)), 1), ValueError, r"margins has shape \(3, 2\)"),
-    "n a bool": (lambda: rademacher(n=True), TypeError, "n is True"),
 }
 
 

@@ -8,8 +8,11 @@ import pytest
 
 from subtuning_lab.utils.validation import (
     Blocks,
+    Either,
     Flag,
     Is,
+    Mapped,
+    Numbers,
     OneOf,
     Real,
     Several,
@@ -38,6 +41,10 @@ RULES = {
     "blocks": Blocks(),
     "table": Table(("method",), ("accuracy", "std")),
     "any table": Table(rows=0, none=True),
+    "numbers": Numbers(0, 1),
+    "mapping": Mapped(Real(0)),
+    "any mapping": Mapped(least=0, none=True),
+    "either": Either(Real(0), Mapped(Real(0, above=True)), none=True),
 }
 ALLOWED = {
     "whole": [1, 5, np.int64(3)],
@@ -56,6 +63,10 @@ ALLOWED = {
     "blocks": ["all", [], ["a"], {"a"}, (name for name in "ab")],
     "table": [pd.DataFrame({"method": ["a"], "accuracy": [1], "std": [None]})],
     "any table": [pd.DataFrame(), None],
+    "numbers": [[0, 0.5], (1,), np.array([0.2], dtype=np.float32)],
+    "mapping": [{"a": 0.0, "b": 3}],
+    "any mapping": [{}, {"a": object()}, None],
+    "either": [0, {"a": 1.0}, None],
 }
 
 
@@ -66,7 +77,7 @@ def test_allowed_values_pass_and_wrong_ones_are_named(name):
         rule.check("it", value)
     assert len(wrong) >= 2
     for value in wrong:
-        with pytest.raises((TypeError, ValueError), match=r"^it(\[\d+\])? is .*; it must be ") as caught:
+        with pytest.raises((TypeError, ValueError), match=r"^it(\[[^]]*\])* is .*; it must be ") as caught:
             rule.check("it", value)
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
@@ -85,6 +96,12 @@ def test_a_type_is_a_type_error_and_a_limit_a_value_error():
         (Several(Whole(1), unique=True), [1, 1], ValueError),
         (Several(Whole(1), least=2, most=2), [1, 1, 1], ValueError),
         (Blocks(), "layer1", TypeError),
+        (Real(0), 10**400, ValueError),
+        (Numbers(0), -1.0, TypeError),
+        (Numbers(0), [-1.0], ValueError),
+        (Either(Real(0), Numbers(0)), -1.0, ValueError),
+        (Either(Real(0), Mapped(Real(0))), {"a": -1.0}, ValueError),
+        (Either(Real(0), Mapped(Real(0))), "1", TypeError),
     ]:
         with pytest.raises(kind):
             rule.check("it", value)
