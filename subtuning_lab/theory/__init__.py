@@ -6,13 +6,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "bounds": [
-            "Bound",
-            "bound_table",
-            "full_finetuning_bound",
-            "geometric_grid",
-            "selection_price",
-            "subtuning_bound",
-            "test_set_bound",
+            "Bound", "bound_table", "full_finetuning_bound", "geometric_grid", "selection_price",
+            "subtuning_bound", "test_set_bound",
         ],
         "rademacher": ["empirical_rademacher", "rademacher_bound", "ramp_error"],
         "pac_bayes": ["kl_inverse", "pac_bayes_bound"],
