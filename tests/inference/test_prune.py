@@ -389,7 +389,7 @@ def test_bad_choices_are_refused_by_name(options, error, message):
 def test_no_way_leads_from_the_backbone_to_pruned_blocks_and_the_card_names_them():
     pruned = prune_blocks(task_of(chain_of(), ["block1", "block3"]), 0.5)
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    for measure in (distance, lambda task: linearization_gap(task, images)):
+    for measure in (tuned_distance, lambda task: linearization_gap(task, images)):
         with pytest.raises(ValueError, match="block1, block3 is pruned"):
             measure(pruned)
     assert "| pruned blocks | block1, block3 |" in model_card(pruned, "me/task", 1)
