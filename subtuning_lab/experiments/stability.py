@@ -9,16 +9,24 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from subtuning_lab.data.arrays import check_number
 from subtuning_lab.search.profiles import Profile
 from subtuning_lab.search.statistics import rank_correlation
 from subtuning_lab.study.study import Study
-from subtuning_lab.theory.bounds import failure_of
 from subtuning_lab.theory.measure import rank_correlations
+from subtuning_lab.utils.validation import Is, Mapped, Real, Several, Whole, checked
 
+_CONFIDENCE = Real(0, 1, above=True, below=True)
 _MOST_SPLITS = 40  # of the folds in two halves
 
 
+@checked(
+    study=Is(Study),
+    epochs=Several(Whole(1), none=True),
+    lr=Several(Real(0, above=True), none=True),
+    resamples=Whole(1),
+    confidence=_CONFIDENCE,
+    seed=Whole(),
+)
 def profile_stability(
     study: Study,
     epochs: Sequence[int] | None = None,
@@ -54,8 +62,10 @@ def profile_stability(
     Raises:
         ValueError: fewer than 2 folds or 3 blocks, settings that are no list or empty, or numbers out of range.
     """
-    _check_call(study, epochs, lr, resamples)
-    failure_of(confidence)
+    if study.n_folds < 2:
+        raise ValueError(f"folds is {study.n_folds}; halves of the folds need at least 2")
+    if len(study.block_names) < 3:
+        raise ValueError(f"{study.backbone.name} has {len(study.block_names)} blocks; a ranking needs at least 3")
     lengths = list(dict.fromkeys(epochs or [study.epochs]))
     rates = list(dict.fromkeys(lr or [study.recipes[0].lr]))
     scores = {
@@ -71,6 +81,7 @@ def profile_stability(
     return pd.DataFrame(rows)
 
 
+@checked(profiles=Mapped(Is(Profile), least=2), confidence=_CONFIDENCE)
 def profile_agreement(profiles: Mapping[str, Profile], confidence: float = 0.95) -> pd.DataFrame:
     """Rank correlation of every two profiles, e.g. of one architecture with different pretraining.
 
@@ -84,8 +95,6 @@ def profile_agreement(profiles: Mapping[str, Profile], confidence: float = 0.95)
     Raises:
         ValueError: fewer than two profiles, or such of different subsets.
     """
-    if len(profiles) < 2:
-        raise ValueError(f"profiles is {', '.join(profiles) or 'empty'}; give at least two")
     tables = {name: own.table[own.table["kind"] == "blocks"] for name, own in profiles.items()}
     subsets = {name: own["blocks"].tolist() for name, own in tables.items()}
     first = next(iter(subsets))
@@ -133,14 +142,3 @@ def _splits(folds: int) -> list[tuple[list[int], list[int]]]:
     ways = list(combinations(range(folds), folds // 2))
     chosen = np.unique(np.linspace(0, len(ways) - 1, _MOST_SPLITS).round().astype(int))
     return [(list(ways[i]), [fold for fold in range(folds) if fold not in ways[i]]) for i in chosen]
-
-
-def _check_call(study: Study, epochs: Sequence[int] | None, lr: Sequence[float] | None, resamples: int) -> None:
-    if study.n_folds < 2:
-        raise ValueError(f"folds is {study.n_folds}; halves of the folds need at least 2")
-    if len(study.block_names) < 3:
-        raise ValueError(f"{study.backbone.name} has {len(study.block_names)} blocks; a ranking needs at least 3")
-    for name, given in (("epochs", epochs), ("lr", lr)):
-        if given is not None and (not isinstance(given, Sequence) or isinstance(given, str) or not len(given)):
-            raise ValueError(f"{name} is {given!r}; it must be a list of at least one value")
-    check_number("resamples", resamples, 1)
