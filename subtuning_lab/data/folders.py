@@ -174,14 +174,15 @@ def _list_classes(root: Path, classes: Sequence[str]) -> Part:
 def _walk(root: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     """Files anywhere under `root`; folders in `seen` and those met before are not entered again."""
     seen.add(_identity(root))
-    for entry in root.iterdir():
-        if not _counts(entry.name):
-            continue
-        if entry.is_dir():
-            if _identity(entry) not in seen:
-                yield from _walk(entry, seen)
-        elif entry.is_file() or entry.is_symlink():  # a link to nothing is named when it is read
-            yield entry
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if not _counts(entry.name):
+                continue
+            if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
+                if _identity(entry.path) not in seen:
+                    yield from _walk(Path(entry.path), seen)
+            elif entry.is_symlink() or entry.is_file():  # a link to nothing is named when it is read
+                yield Path(entry.path)
 
 
 def _pictures(root: Path) -> Iterator[Path]:
@@ -196,7 +197,7 @@ def _above(root: Path) -> set[tuple[int, int]]:
     return {_identity(place) for place in (resolved, *resolved.parents)}
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def _identity(folder: str | Path) -> tuple[int, int]:
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 
