@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2.functional import resize
 
+from subtuning_lab.utils.validation import Is, OneOf, Whole, checked
+
 AUGMENTATIONS: dict[str, str] = {
     "none": "images as they are",
     "flip": "mirrored left to right with probability 1/2",
@@ -18,13 +20,6 @@ AUGMENTATIONS: dict[str, str] = {
 _MIN_AREA, _MAX_LOG_RATIO, _MAX_SHIFT = 0.35, math.log(4 / 3), 0.25  # a shift of 0.25 is 1/8 of the side [-1, 1]
 
 
-def check_augmentation(name: str) -> str:
-    """The name itself, or a ValueError that lists the known ones."""
-    if name not in AUGMENTATIONS:
-        raise ValueError(f"augment is {name!r}; it must be one of {', '.join(AUGMENTATIONS)}")
-    return name
-
-
 def resize_to(images: torch.Tensor, size: int | None) -> torch.Tensor:
     """Images (batch, 3, height, width) at size x size pixels, antialiased; None leaves them as they are."""
     if size is None or tuple(images.shape[-2:]) == (size, size):
@@ -32,6 +27,7 @@ def resize_to(images: torch.Tensor, size: int | None) -> torch.Tensor:
     return resize(images, [size, size], antialias=True)
 
 
+@checked(name=OneOf(tuple(AUGMENTATIONS)), size=Whole(1, none=True), generator=Is(torch.Generator))
 def augment(images: torch.Tensor, name: str, size: int | None, generator: torch.Generator) -> torch.Tensor:
     """One random view of every image.
 
@@ -45,9 +41,9 @@ def augment(images: torch.Tensor, name: str, size: int | None, generator: torch.
         Float (batch, 3, size, size).
 
     Raises:
-        ValueError: an unknown name.
+        TypeError, ValueError: an unknown name, another size or generator.
     """
-    if check_augmentation(name) == "none":
+    if name == "none":
         return resize_to(images, size)
     if size is not None:  # sampling alone would alias: shrink first, to what the smallest crop still fills
         crop = _MIN_AREA**-0.5 if name == "crop_flip" else 1.0

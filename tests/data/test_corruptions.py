@@ -212,15 +212,24 @@ def test_input_stays_and_output_has_its_type(name):
     assert not torch.equal(out, images)
 
 
-@pytest.mark.parametrize("severity", [0, 6, -1, 2.0, True, "3", None])
-def test_severity_outside_1_to_5_is_refused(severity):
-    with pytest.raises(ValueError, match="whole number from 1 to 5"):
-        corrupt(flat(1, SMALL), "contrast", severity)
+WRONG_ARGUMENTS = [(argument, value) for argument, rule in corrupt.rules.items() for value in rule.wrong()]
+
+
+@pytest.mark.parametrize(("argument", "value"), WRONG_ARGUMENTS)
+def test_wrong_arguments_are_refused(argument, value):
+    with pytest.raises((TypeError, ValueError), match=rf"^{argument} is .*it must be"):
+        corrupt(flat(1, SMALL), **{"name": "contrast", "severity": 1, argument: value})
 
 
 def test_unknown_name_lists_the_allowed():
     with pytest.raises(ValueError, match="'fogg'.*gaussian_noise.*saturate"):
         corrupt(flat(1, SMALL), "fogg", 1)
+
+
+@pytest.mark.parametrize("positions", [torch.arange(7), torch.arange(8) - 1])
+def test_positions_that_do_not_fit_are_refused(positions):
+    with pytest.raises(ValueError, match="positions must be 8 indices"):
+        corrupt(flat(1, SMALL), "gaussian_noise", 1, positions=positions)
 
 
 @pytest.mark.parametrize("images", [torch.rand(2, 3, 8, 8), torch.zeros(2, 8, 8, 3, dtype=torch.uint8)])

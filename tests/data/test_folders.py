@@ -248,7 +248,7 @@ def test_a_path_may_contain_plus_and_at_signs(tmp_path, name):
     root = write_folder(tmp_path / name, {"a": 3, "b": 3})
     clean, noisy = load(f"folder:{root}"), load(f"folder:{root}+contrast@3")
     assert torch.equal(noisy.train.images, corrupt(clean.train.images, "contrast", 3))
-    with pytest.raises(ValueError, match="unknown corruption 'fogg'"):
+    with pytest.raises(ValueError, match="corruption is 'fogg'"):
         load(f"folder:{root}+fogg@3")
     with pytest.raises(FileNotFoundError, match=r"folder not found: .*/gone\+work@home"):
         load(f"folder:{root.parent}/gone+work@home+contrast@3")

@@ -25,11 +25,10 @@ from subtuning_lab.data.corruptions.digital import contrast, elastic_transform, 
 from subtuning_lab.data.corruptions.filters import SLACK
 from subtuning_lab.data.corruptions.noise import Generators, gaussian_noise, impulse_noise, shot_noise, speckle_noise
 from subtuning_lab.data.corruptions.weather import brightness, fog, frost, snow, spatter
-from subtuning_lab.utils.validation import Is, Whole, checked
+from subtuning_lab.utils.validation import Is, OneOf, Whole, checked
 
 LARGEST_SMALL_SIZE = 64  # pixels: up to here CIFAR-10-C's parameters hold
 SEVERITIES = (1, 2, 3, 4, 5)
-_DIGITS = tuple(map(str, SEVERITIES))
 _CHUNK_BYTES = 2**21  # of float64 values at a time: more of them leave a CPU's caches
 _CHUNKS_OF_GPU = 64  # times as many at a time on a GPU, whose kernels are slow to start
 
@@ -175,12 +174,13 @@ def corruption_names() -> tuple[str, ...]:
     return tuple(_CORRUPTIONS)
 
 
+_NAME, _SEVERITY = OneOf(tuple(_CORRUPTIONS)), Whole(SEVERITIES[0], SEVERITIES[-1])
+
+
 def check_corruption(name: str, severity: int) -> None:
-    """Raise ValueError unless `corrupt` knows the name and the severity is a whole number from 1 to 5."""
-    if name not in _CORRUPTIONS:
-        raise ValueError(f"unknown corruption {name!r}; allowed are {', '.join(_CORRUPTIONS)}")
-    if Whole(SEVERITIES[0], SEVERITIES[-1]).error_of(severity):
-        raise ValueError(f"severity of {name!r} is {severity!r}; it must be a whole number from 1 to 5")
+    """Raise TypeError or ValueError unless `corrupt` knows the name and the severity is a whole number from 1 to 5."""
+    _NAME.check("corruption", name)
+    _SEVERITY.check(f"severity of {name}", severity)
 
 
 def parse_corruptions(text: str) -> list[tuple[str, int]]:
@@ -189,14 +189,16 @@ def parse_corruptions(text: str) -> list[tuple[str, int]]:
     Raises:
         ValueError: a corruption that is unknown, or has a severity outside 1 to 5.
     """
-    pairs = [piece.partition("@") for piece in text.split("+") if piece]
-    corruptions = [(name, int(severity) if severity in _DIGITS else severity) for name, _, severity in pairs]
-    for name, severity in corruptions:
-        check_corruption(name, severity)
+    corruptions = []
+    for name, _, severity in (piece.partition("@") for piece in text.split("+") if piece):
+        _NAME.check("corruption", name)
+        if severity not in map(str, SEVERITIES):
+            raise ValueError(f"severity of {name} is {severity!r}; it must be {_SEVERITY.allowed}")
+        corruptions.append((name, int(severity)))
     return corruptions
 
 
-@checked(seed=Whole(), positions=Is("Tensor", none=True))
+@checked(name=_NAME, severity=_SEVERITY, seed=Whole(), positions=Is(torch.Tensor, none=True))
 def corrupt(
     images: torch.Tensor, name: str, severity: int, seed: int = 0, positions: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -211,10 +213,11 @@ def corrupt(
     Returns:
         New uint8 tensor (n, 3, H, W) on the same device.
     Raises:
-        ValueError: unknown name, severity outside 1 to 5, or images of another dtype or shape.
+        TypeError, ValueError: unknown name, severity outside 1 to 5, or images of another dtype or shape.
     """
-    check_corruption(name, severity)
     check_uint8_rgb(images)
+    if positions is not None and (len(positions) != len(images) or (positions < 0).any()):
+        raise ValueError(f"positions must be {len(images)} indices, none negative, got {tuple(positions.shape)}")
     chosen = _CORRUPTIONS[name]
     parameter = (chosen.small if max(images.shape[2:]) <= LARGEST_SMALL_SIZE else chosen.large)[severity - 1]
     where = range(len(images)) if positions is None else positions.tolist()
