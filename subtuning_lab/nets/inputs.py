@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from itertools import chain
 from typing import Protocol, TypeVar
@@ -13,6 +14,7 @@ from subtuning_lab.data.augment import resize_to
 from subtuning_lab.nets.chain import Chain, check_tensors
 
 BATCH = 256  # images at a time where nothing is trained
+_LARGE = 2  # times the pixels that a backbone was made for: from here on the cost is said
 Layout = TypeVar("Layout", nn.Module, torch.Tensor)
 
 
@@ -55,6 +57,8 @@ def check_images(backbone: Chain, images: torch.Tensor, image_size: int | None =
     Raises:
         ValueError: tensors that spoil a training (see `check_tensors`), a size that the backbone can't take, or
             features that are not finite ones of (batch, num_features).
+    Warns:
+        UserWarning: images much larger than those that the backbone was made for, where nobody asked for their size.
     """
     check_tensors(backbone)
     size, wanted = image_size or images.shape[-1], backbone.input_size[-1]
@@ -70,6 +74,12 @@ def check_images(backbone: Chain, images: torch.Tensor, image_size: int | None =
             f"{backbone.name} gives features of shape {tuple(features.shape)} that are "
             f"{'' if features.isfinite().all() else 'not '}finite; they must be finite ones of "
             f"({len(images)}, {backbone.num_features})"
+        )
+    times = images.shape[-2] * images.shape[-1] / (backbone.input_size[1] * backbone.input_size[2])
+    if image_size is None and times >= _LARGE:
+        made_for = f"{backbone.name} was made for {wanted} pixels and gets {size}"
+        warnings.warn(
+            f"{made_for}: about {times:.0f} times the work; Recipe(image_size={wanted}) avoids it", stacklevel=4
         )
 
 

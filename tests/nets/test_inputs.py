@@ -2,6 +2,8 @@
 
 import math
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -69,3 +71,14 @@ def test_what_does_not_fit_is_said_before_any_training(chain):
     check_images(vit, images, 16)
     with pytest.raises(ValueError, match=r"images of 8 pixels .*Recipe\(image_size=16\).*img_size=8 or dynamic_img_"):
         check_images(vit, images)
+
+
+def test_the_cost_of_large_images_is_said_unless_their_size_was_asked_for():
+    chain = tiny_chain()
+    large = torch.zeros(1, 3, 24, 24, dtype=torch.uint8)
+    with pytest.warns(UserWarning, match="tiny was made for 8 pixels and gets 24: about 9 times the work"):
+        check_images(chain, large)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_images(chain, large, 24)
+        check_images(chain, large[..., :11, :11])
