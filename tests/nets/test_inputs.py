@@ -1,7 +1,6 @@
 """One way from images to logits and to accuracy."""
 
 import math
-
 import warnings
 
 import pytest
