@@ -17,12 +17,12 @@ from torch import nn
 from subtuning_lab.data.arrays import check_labels
 from subtuning_lab.data.task import Split
 from subtuning_lab.engine.batches import Training, TrunkBatches
-from subtuning_lab.engine.memory import Prepared, free_bytes, is_out_of_memory, pack
+from subtuning_lab.engine.memory import NotEnoughMemoryError, Prepared, free_bytes, memory_for, pack, release
 from subtuning_lab.engine.optim import RGN_BATCHES, adamw, parameter_groups, scale_by_relative_gradients, set_lr
 from subtuning_lab.engine.recipe import Recipe, check_recipes
 from subtuning_lab.engine.shared_forward import Branch, Trunk
 from subtuning_lab.engine.trainable import check_adapters, new_head, plain_part, tune_parts
-from subtuning_lab.nets.chain import Chain, copy_weights, fork_of, put_parts, set_trainable, subset_of
+from subtuning_lab.nets.chain import Chain, copy_weights, fork_of, in_order, put_parts, set_trainable, subset_of
 from subtuning_lab.nets.heads import Start
 from subtuning_lab.nets.inputs import fast_layout
 from subtuning_lab.utils.validation import Flag, Is, OneOf, Whole, checked
@@ -106,8 +106,8 @@ def fit_together(
         engine: "one_pass" or "sequential"; equal up to rounding. On a CPU the same call gives the same bits; on a
             GPU, cuDNN's backward may differ in the last ones unless `torch.backends.cudnn.deterministic` is set.
         fold: whether the shared pass folds frozen BatchNorm into convolutions: faster, and equal up to rounding.
-        memory_limit: bytes that one pass may take; by default most of what is free on the device. Candidates that
-            don't fit together go into further passes, with the same numbers.
+        memory_limit: bytes that one pass may take; by default a third of what is free on the device, or in the
+            container. Candidates that don't fit together go into further passes, with the same numbers.
         on_step: called with the number of candidates trained by one step; it may raise to stop the training.
         on_pass: called with the finished fits of each pass, by their place in `subsets`, before the next one starts.
 
@@ -118,6 +118,7 @@ def fit_together(
         ValueError, TypeError: unknown blocks, engine, labels out of range, recipes that can't share a pass or find
             nothing to train.
         ImportError: an adapter without the extra `peft`.
+        MemoryError: not even one candidate at a time fits; the message names the first one.
 
     Dropout and stochastic depth are off: what they draw would depend on which candidates share a pass.
 
@@ -141,10 +142,11 @@ def fit_together(
     run = partial(_fit_passes, prepared=prepared, fold=fold, memory_limit=memory_limit)
     run = _fit_each if engine == "sequential" else run
     fits: Fits = {}
-    for done in run(training, _started(training, list(map(Candidate, subsets, recipes)), run)):
-        fits |= done
-        if on_pass is not None:
-            on_pass(done)
+    with memory_for(f"{len(subsets)} subsets of {prepared.backbone.name}"):
+        for done in run(training, _started(training, list(map(Candidate, subsets, recipes)), run)):
+            fits |= done
+            if on_pass is not None:
+                on_pass(done)
     return [fits[i] for i in range(len(subsets))]
 
 
@@ -356,18 +358,22 @@ def balanced_weights(training: Training) -> torch.Tensor:
 
 def _fit_each(training: Training, candidates: Sequence[Candidate]) -> Iterator[Fits]:
     for i, candidate in enumerate(candidates):
-        yield {i: fit_alone(training, candidate)}
+        with memory_for(_work_of(training, candidate)):
+            fit = fit_alone(training, candidate)
+        yield {i: fit}
 
 
 def _fit_passes(
     training: Training, candidates: Sequence[Candidate], prepared: Prepared, fold: bool, memory_limit: int | None
 ) -> Iterator[Fits]:
     """Packs the candidates into passes; a pass that runs out of memory is done again in two halves."""
-    images, _ = next(training.batches(0))
+    with memory_for("a batch of images"):
+        images, _ = next(training.batches(0))
     example = images[: min(4, len(images))]
     shared = prepared.shared(example, fold)
     subsets = [c.blocks for c in candidates]
-    costs, forks = prepared.costs(example, subsets, len(images)), [fork_of(prepared.backbone, s) for s in subsets]
+    costs = prepared.costs(example, subsets, len(images), training.recipe.precision == "bf16")
+    forks = [fork_of(prepared.backbone, subset) for subset in subsets]
     limit = free_bytes(training.device) if memory_limit is None else memory_limit
     exits = {*forks, *(len(shared.frozen) for c in candidates if c.recipe.siamese)}
     source = TrunkBatches(training, shared, exits, limit)
@@ -375,14 +381,26 @@ def _fit_passes(
     while passes:
         members = passes.pop(0)
         try:
-            fits = fit_pass(training, source, [candidates[i] for i in members])
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            if not is_out_of_memory(error) or len(members) == 1:
+            with memory_for(_work_of(training, candidates[members[0]])):
+                fits = fit_pass(training, source, [candidates[i] for i in members])
+        except NotEnoughMemoryError:
+            if len(members) == 1 and not source.stored:
                 raise
-            half = len(members) // 2
-            passes = [members[:half], members[half:], *passes]
         else:
             yield dict(zip(members, fits, strict=True))
+            continue
+        if len(members) == 1:
+            source.drop()
+        half = len(members) // 2
+        passes = [some for some in (members[:half], members[half:]) if some] + passes
+        release(training.device)  # here, where the error holds the failed pass no longer
+
+
+def _work_of(training: Training, candidate: Candidate) -> str:
+    """What a candidate's training is, for messages."""
+    blocks = " + ".join(in_order(training.backbone, candidate.blocks)) or "a readout"
+    size = min(training.recipe.batch_size, len(training.train))
+    return f"training {blocks} of {training.backbone.name} on batches of {size} images"
 
 
 def _started(

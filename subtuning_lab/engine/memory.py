@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import gc
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import torch
@@ -14,9 +18,23 @@ from subtuning_lab.nets.chain import Chain, fork_of, without_dropout
 from subtuning_lab.nets.inputs import fast_layout
 from subtuning_lab.utils.validation import Is, checked
 
-_SHARE_OF_FREE = 0.6  # the rest is for temporary results of single operations, and for everybody else
-_OUT_OF_MEMORY = ("can't allocate memory", "ALLOC_FAILED")  # of the CPU's allocator; of cuBLAS and cuDNN
+_SHARE_OF_FREE = 1 / 3  # others live on the machine, too, and more makes a pass hardly faster
 _STATES_PER_WEIGHT = 4  # weight, gradient and AdamW's two moments
+_OUT_OF_MEMORY = (
+    "allocate memory",  # the CPU's allocator, and the system's own words
+    "out of memory",
+    "not enough memory",
+    "bad_alloc",
+    "bad allocation",
+    "alloc_failed",  # cuBLAS and cuDNN
+    "could not create a memory",  # oneDNN, which has no words of its own for it
+    "could not create a primitive",
+    "could not execute a primitive",
+)
+
+
+class NotEnoughMemoryError(MemoryError):
+    """Memory ran out where nothing smaller could be tried; the message says for what."""
 
 
 class Prepared:
@@ -28,22 +46,42 @@ class Prepared:
 
     @checked(backbone=Is("Chain"))
     def __init__(self, backbone: Chain):
-        self.backbone = without_dropout(backbone)
+        with memory_for(f"a copy of {backbone.name}"):
+            self.backbone = without_dropout(backbone)
         self._shared: dict[tuple[torch.Size, bool], SharedForward] = {}
-        self._kept: dict[torch.Size, list[int]] = {}
+        self._kept: dict[tuple[torch.Size, bool], list[int]] = {}
 
     def shared(self, example: torch.Tensor, fold: bool) -> SharedForward:
-        """The frozen network for images (batch, 3, height, width) like these, its BatchNorm folded or not."""
+        """The frozen network for images (batch, 3, height, width) like these, its BatchNorm folded or not.
+
+        Where memory has no room for folded copies, it is not folded.
+        """
         key = (example.shape, fold)
         if key not in self._shared:
-            self._shared[key] = SharedForward(fast_layout(copy.deepcopy(self.backbone).eval()), example, fold)
-        return self._shared[key]
+            try:
+                with memory_for(f"a frozen copy of {self.backbone.name}"):
+                    self._shared[key] = SharedForward(fast_layout(copy.deepcopy(self.backbone).eval()), example, fold)
+            except NotEnoughMemoryError:
+                if not fold:
+                    raise
+        return self._shared[key] if key in self._shared else self.shared(example, fold=False)
 
-    def costs(self, example: torch.Tensor, subsets: Sequence[frozenset[str]], batch_size: int) -> list[int]:
-        """Bytes that each subset needs in training on images like these; see `bytes_per_candidate`."""
-        if example.shape not in self._kept:
-            self._kept[example.shape] = kept_for_backward(self.backbone, example)
-        return bytes_per_candidate(self.backbone, example, subsets, batch_size, self._kept[example.shape])
+    def costs(
+        self, example: torch.Tensor, subsets: Sequence[frozenset[str]], batch_size: int, bf16: bool = False
+    ) -> list[float]:
+        """Bytes that each subset needs in training on images like these; see `bytes_per_candidate`.
+
+        Infinite, so that each has a pass to itself, where memory doesn't even suffice to measure them.
+        """
+        key = (example.shape, bf16)
+        if key not in self._kept:
+            try:
+                self._kept[key] = kept_for_backward(self.backbone, example, bf16)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                return [math.inf if subset else 0 for subset in subsets]
+        return bytes_per_candidate(self.backbone, example, subsets, batch_size, self._kept[key])
 
 
 def bytes_per_candidate(
@@ -72,24 +110,28 @@ def bytes_per_candidate(
     ]
 
 
-def kept_for_backward(backbone: Chain, example: torch.Tensor) -> list[int]:
-    """Bytes of activations that autograd keeps for each part when everything is trained."""
+def kept_for_backward(backbone: Chain, example: torch.Tensor, bf16: bool = False) -> list[int]:
+    """Bytes of activations that autograd keeps for each part when everything is trained, in autocast to bf16 or not."""
     kept = []
     x = example.detach()
     for part in backbone.parts:
         part = copy.deepcopy(part).requires_grad_()
-        weights = {p.untyped_storage().data_ptr() for p in [*part.parameters(), *part.buffers()]}
-        x, bytes_ = _run_and_measure(part, x, weights)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            x, bytes_ = _run_and_measure(part, x)
         kept.append(bytes_)
     return kept
 
 
-def _run_and_measure(part: nn.Module, x: torch.Tensor, weights: set[int]) -> tuple[torch.Tensor, int]:
+def _run_and_measure(part: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    tensors = [*part.parameters(), *part.buffers()]
+    weights = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    shapes = [sorted(tensor.shape) for tensor in tensors]
     storages: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        cast = tensor.dtype == torch.bfloat16 and sorted(tensor.shape) in shapes  # autocast's copy of a weight
+        if storage.data_ptr() not in weights and not cast:
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # the tensor itself would hold the graph that holds it, beyond the collector's reach
 
@@ -98,13 +140,13 @@ def _run_and_measure(part: nn.Module, x: torch.Tensor, weights: set[int]) -> tup
     return output.detach(), sum(storages.values())
 
 
-def pack(costs: Sequence[int], forks: Sequence[int], limit: int) -> list[list[int]]:
+def pack(costs: Sequence[float], forks: Sequence[int], limit: int) -> list[list[int]]:
     """Candidates by number, in passes whose cost stays within the limit; one that exceeds it alone has its own pass.
 
     Neighbours fork at neighbouring places, so that the early forks' pass has a short trunk.
     """
     passes: list[list[int]] = []
-    room = 0
+    room: float = 0
     for i in sorted(range(len(costs)), key=lambda i: forks[i]):
         if not passes or costs[i] > room:
             passes.append([])
@@ -115,14 +157,73 @@ def pack(costs: Sequence[int], forks: Sequence[int], limit: int) -> list[list[in
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that one pass may take on the device: a safe share of what is free now."""
+    """Bytes that one pass may take on the device: a third of what is free now, within a container's limit."""
     if device.type != "cuda":
-        return int(_SHARE_OF_FREE * psutil.virtual_memory().available)
+        return int(_SHARE_OF_FREE * _free_main_memory())
     free, _ = torch.cuda.mem_get_info(device)
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, ready for reuse
     return int(_SHARE_OF_FREE * (free + cached))
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether the device, or the CPU's allocator, had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY)
+def _free_main_memory(root: Path = Path("/")) -> int:
+    """Free bytes of the machine, or what this process's control groups (version 1 and 2) leave of them."""
+    free = psutil.virtual_memory().available
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not on Linux
+        return free
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base, *names = _GROUP_FILES["v1" if controllers else "v2"]
+        base, group = root / base, root / base / path.lstrip("/")
+        # A parent's limit binds as well; in a container the path may be the host's, of which only the base is there.
+        for place in [group, *group.parents][: len(group.parts) - len(base.parts) + 1]:
+            free = min(free, _left_in(place, *names))
+    return max(0, free)
+
+
+_GROUP_FILES = {  # where groups are; limit, use, and the cached files in it, which the system gives back when asked
+    "v1": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    "v2": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+}
+
+
+def _left_in(group: Path, limit: str, usage: str, cache: str) -> float:
+    """Bytes that a control group leaves to its processes; infinite without a limit, or without such a group."""
+    try:
+        most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except OSError:
+        return math.inf
+    return math.inf if most == "max" else int(most) - used + int(stat.get(cache, 0))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device, a library or the CPU's allocator had no memory left."""
+    words = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in words for sign in _OUT_OF_MEMORY)
+
+
+@contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """Turns a lack of memory in here into a `NotEnoughMemoryError` that says what it was for."""
+    try:
+        yield
+    except NotEnoughMemoryError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NotEnoughMemoryError(
+            f"not enough memory for {what} ({reason}); smaller images or a smaller batch_size take less"
+        ) from error
+
+
+def release(device: torch.device) -> None:
+    """Gives back what a failed pass has left behind."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

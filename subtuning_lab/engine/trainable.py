@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.nets.chain import Chain, in_order
@@ -58,8 +62,9 @@ def tune_parts(backbone: Chain, blocks: Iterable[str], recipe: Recipe, seed: int
         ValueError: a subset in which the recipe finds nothing to train, or what it can't train.
         ImportError: an adapter without the extra `peft`.
     """
+    uses = {} if recipe.adapter is None else _uses_of(backbone)
     tuned = {
-        name: tune(backbone.part(name), recipe, seed, backbone.part_names.index(name))
+        name: tune(backbone.part(name), recipe, seed, backbone.part_names.index(name), uses.get(name))
         for name in in_order(backbone, blocks)
     }
     if tuned and not recipe.trains_all and not count_trained(tuned.values()):
@@ -70,13 +75,13 @@ def tune_parts(backbone: Chain, blocks: Iterable[str], recipe: Recipe, seed: int
     return tuned
 
 
-def tune(part: nn.Module, recipe: Recipe, seed: int = 0, position: int = 0) -> nn.Module:
+def tune(part: nn.Module, recipe: Recipe, seed: int = 0, position: int = 0, uses: Uses | None = None) -> nn.Module:
     """As `tune_parts`, of one part, stem, block or tail, at its position in the network."""
     part = copy.deepcopy(part).requires_grad_(False)
     if recipe.init == "random":
         _reset(part, _start_seed(Stream.WEIGHTS, seed, position))
     if recipe.adapter is not None:
-        return _with_adapter(part, recipe, seed, position)
+        return _with_adapter(part, recipe, seed, position, uses or Uses())
     for parameter in _chosen(part, recipe):
         parameter.requires_grad_()
     return part
@@ -88,25 +93,16 @@ def count_trained(parts: Iterable[nn.Module]) -> int:
 
 
 def check_adapters(parts: Mapping[str, nn.Module], recipe: Recipe) -> None:
-    """Raises ValueError for adapters in tuned parts, by name, to which the first step's backward gave no gradient.
-
-    Weights that a block reads without calling their layer are such a case: nothing in them would ever be trained.
-    """
-    if recipe.adapter is None:
+    """Raises ValueError for adapters of tuned parts, by name, that the first step's backward gave no gradient."""
+    if recipe.adapter is None or not parts:
         return
-    idle = [
-        f"{name}.{layer}"
-        for name, part in parts.items()
-        for layer, module in part.named_modules()
-        if (trained := [p for p in module.parameters(recurse=True) if p.requires_grad])
-        and hasattr(module, "base_layer")
-        and all(p.grad is None or not p.grad.any() for p in trained)
-    ]
-    if idle:
-        raise ValueError(
-            f"adapter {recipe.adapter!r} gets no gradient in {', '.join(idle[:5])}{' ...' * (len(idle) > 5)}: "
-            "the network doesn't call these layers, or nothing depends on them"
-        )
+    gradients = {
+        f"{i}.{name}": p.grad for i, part in parts.items() for name, p in part.named_parameters() if p.requires_grad
+    }
+    idle = [name for name, gradient in gradients.items() if gradient is None]
+    if idle or not any(gradient.any() for gradient in gradients.values()):
+        names = ", ".join(idle[:4]) + " ..." * (len(idle) > 4) if idle else ", ".join(parts)
+        raise ValueError(f"adapter {recipe.adapter} gets no gradient in {names}; it would train nothing there")
 
 
 def plain_part(part: nn.Module) -> nn.Module:
@@ -150,31 +146,116 @@ def _reset(part: nn.Module, seed: int) -> None:
     part.to(device)
 
 
-def _with_adapter(part: nn.Module, recipe: Recipe, seed: int, position: int) -> nn.Module:
-    config = _adapter_config(recipe, _Adapted(part))
-    if config is None:
-        return part
+def _with_adapter(part: nn.Module, recipe: Recipe, seed: int, position: int, uses: Uses) -> nn.Module:
+    """The part with its layers adapted, those in place whose weights it reads without calling them."""
+    called, read = _targets(part, recipe, uses)
+    adapted = _Adapted(part)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_start_seed(Stream.ADAPTER, seed, position))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Unsupported layer type")  # of timm's own kinds of LayerNorm
-            return peft().inject_adapter_in_model(config, _Adapted(part))
+        if called:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Unsupported layer type")  # of timm's own kinds of LayerNorm
+                adapted = peft().inject_adapter_in_model(_adapter_config(recipe, called), adapted)
+        for module, name in read:
+            register_parametrization(module, name, _LowRank(getattr(module, name), recipe.rank))
+    return adapted if called or read else part
 
 
-def _adapter_config(recipe: Recipe, adapted: nn.Module) -> object | None:
-    """What `peft` is to do with a part; None where it has nothing to adapt."""
-    library = peft()
+def _targets(part: nn.Module, recipe: Recipe, uses: Uses) -> tuple[list[str], list[tuple[nn.Module, str]]]:
+    """What an adapter is for: names of layers that are called, and weights that are read, as (module, name)."""
     kinds = nn.LayerNorm if recipe.adapter == "ln_tuning" else (nn.Linear, nn.Conv2d)
     # Grouped convolutions have no low-rank addition of their own.
-    targets = [n for n, m in adapted.named_modules() if isinstance(m, kinds) and getattr(m, "groups", 1) == 1]
-    if not targets:
-        return None
+    layers = {n: m for n, m in part.named_modules() if isinstance(m, kinds) and getattr(m, "groups", 1) == 1}
+    read = [(n, "weight") for n in layers if n in uses.read]
+    if kinds != nn.LayerNorm:
+        fused = {n: m for n, m in part.named_modules() if isinstance(m, nn.MultiheadAttention)}
+        read += [
+            (n, name) for n, m in fused.items() for name, _ in m.named_parameters(recurse=False) if "weight" in name
+        ]
+    called = [n for n in layers if n not in uses.read | uses.unused]
+    if recipe.adapter == "lora" and recipe.lora_targets == "attention":
+        inside = _in_attention(part)
+        called, read = [n for n in called if n in inside], [target for target in read if target[0] in inside]
+    if read and recipe.adapter != "lora":
+        kind = type(part.get_submodule(read[0][0])).__name__
+        raise ValueError(
+            f"adapter {recipe.adapter} can't adapt {read[0][0] or 'the part'} ({kind}), whose weights the network "
+            'reads without calling a layer; "lora" can'
+        )
+    return [f"0.{n}" if n else "0" for n in called], [(part.get_submodule(n), name) for n, name in read]
+
+
+def _in_attention(part: nn.Module) -> set[str]:
+    """Names of all modules in the innermost ones that are called attention and hold weights, these themselves too."""
+    named = {n: type(m).__name__ for n, m in part.named_modules() if any(True for _ in m.parameters())}
+    attention = {n for n, kind in named.items() if re.search("attn|attention", f"{n.split('.')[-1]} {kind}", re.I)}
+    below = {n: {other for other in named if n in ("", other) or other.startswith(f"{n}.")} for n in attention}
+    return {name for n, names in below.items() if names & attention == {n} for name in names}
+
+
+def _adapter_config(recipe: Recipe, targets: list[str]) -> object:
+    """What `peft` is to do with layers of those names."""
+    library = peft()
     if recipe.adapter == "lora":
         return library.LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, lora_dropout=0.0, target_modules=targets)
     if recipe.adapter == "ia3":
         inner = [name for name in targets if name.endswith("fc2")]  # IA3 scales what enters an MLP's second product
         return library.IA3Config(target_modules=targets, feedforward_modules=inner)
     return library.LNTuningConfig(target_modules=targets)
+
+
+class _LowRank(nn.Module):
+    """A weight's low-rank addition, as `peft` starts and scales it, wherever the weight is read."""
+
+    def __init__(self, weight: torch.Tensor, rank: int):
+        super().__init__()
+        rows = weight.new_empty(rank, weight[0].numel(), device="cpu")
+        self.a = nn.Parameter(nn.init.kaiming_uniform_(rows, a=5**0.5).to(weight.device))
+        self.b = nn.Parameter(weight.new_zeros(len(weight), rank))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight + 2 * (self.b @ self.a).to(weight.dtype).view_as(weight)
+
+
+@dataclass(frozen=True)
+class Uses:
+    """Layers of a part, by name, whose weights are read while they themselves are not called, and unused ones."""
+
+    read: frozenset[str] = frozenset()
+    unused: frozenset[str] = frozenset()
+
+
+_USES: WeakKeyDictionary[Chain, dict[str, Uses]] = WeakKeyDictionary()
+
+
+def _uses_of(backbone: Chain) -> dict[str, Uses]:
+    """How every part uses its layers, told by a forward and a backward on the meta device, where nothing is computed.
+
+    Of a network that can't run there, or not at its `input_size`, nothing is known; `check_adapters` is left then.
+    """
+    if backbone not in _USES:
+        skeleton = copy.deepcopy(backbone).to("meta").eval().requires_grad_()
+        called: set[nn.Module] = set()
+        for module in skeleton.modules():
+            module.register_forward_hook(lambda module, *_: called.add(module))
+        image = torch.empty(2, *backbone.input_size, dtype=backbone.mean.dtype, device="meta")
+        try:
+            for part in skeleton.parts:
+                image = part(image)
+            image.sum().backward()
+        except (RuntimeError, NotImplementedError, AssertionError, ValueError):
+            _USES[backbone] = dict.fromkeys(backbone.part_names, Uses())
+            return _USES[backbone]
+        _USES[backbone] = {
+            name: _uses_in(part, called) for name, part in zip(backbone.part_names, skeleton.parts, strict=True)
+        }
+    return _USES[backbone]
+
+
+def _uses_in(part: nn.Module, called: set[nn.Module]) -> Uses:
+    idle = {n: m for n, m in part.named_modules() if m not in called and any(True for _ in m.parameters(False))}
+    read = {n for n, m in idle.items() if any(p.grad is not None for p in m.parameters(False))}
+    return Uses(frozenset(read), frozenset(idle) - read)
 
 
 def peft() -> object:
@@ -195,4 +276,10 @@ def _unloaded(part: nn.Module) -> nn.Module:
             if isinstance(child, BaseTunerLayer):
                 child.merge()
                 setattr(parent, name, child.get_base_layer())
+        if is_parametrized(parent):
+            weights = {name: nn.Parameter(getattr(parent, name).detach()) for name in parent.parametrizations}
+            del parent.parametrizations
+            parent.__class__ = type(parent).__mro__[1]  # torch's own way changes the class, which copies share
+            for name, weight in weights.items():
+                parent.register_parameter(name, weight)
     return part[0]

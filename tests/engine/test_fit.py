@@ -1,15 +1,21 @@
 """Training of subsets: the loss is the textbook's, steps are reported, and a run can be stopped."""
 
+import math
+import warnings
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.utils.class_weight import compute_class_weight
 
 from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.data.task import Split
 from subtuning_lab.engine.fit import ENGINES, fit_together
 from subtuning_lab.engine.optim import lr_factor
 from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.nets.chain import set_trainable
+from subtuning_lab.nets.chain import Chain, set_trainable
 from subtuning_lab.study.study import Study
 from tests.helpers import tiny_chain, tiny_split, tiny_task
 
@@ -66,6 +72,74 @@ def test_label_smoothing_is_used_in_training_only():
     )
     assert plain.losses[0] != smooth.losses[0]
     assert plain.validation_loss == pytest.approx(smooth.validation_loss)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_balanced_accuracy_is_scikit_learns(engine):
+    validation = Split(VALIDATION.images, torch.tensor([0, 0, 0, 0, 2, 2, 0]))  # uneven, and nothing of class 1
+    (fitted,) = fit([("block2",)], validation=validation, engine=engine)
+    chain = set_trainable(tiny_chain(dtype=torch.float64), [])
+    chain.part("block2").load_state_dict(fitted.weights["block2"])
+    head = fitted.weights["head"]
+    predicted = (chain.eval()(chain.normalize(validation.images)) @ head["weight"].T + head["bias"]).argmax(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes that occur among the predictions alone
+        assert fitted.balanced_accuracy == pytest.approx(balanced_accuracy_score(validation.labels, predicted))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_class_weights_are_scikit_learns(engine):
+    """The first loss, of all images in one batch, by hand; and a neighbour without weights is left alone."""
+    uneven = Split(TRAIN.images, torch.tensor([0] * 12 + [3] * 6))  # of 4 classes, 2 of which have images
+    still = Recipe(epochs=1, batch_size=18, lr=1e-300, weight_decay=0, label_smoothing=0.1)
+    recipes = [still, Recipe(**still.as_dict() | {"class_weights": "balanced"})]
+    chain = tiny_chain(dtype=torch.float64)
+    plain, weighted = fit_together(chain, [(), ()], uneven, recipes, num_classes=4, engine=engine)
+    weights = compute_class_weight("balanced", classes=np.array([0, 3]), y=uneven.labels.numpy())
+    head = plain.weights["head"]
+    with torch.no_grad():
+        logits = chain(chain.normalize(uneven.images)) @ head["weight"].T + head["bias"]
+        losses = F.cross_entropy(logits, uneven.labels, label_smoothing=0.1, reduction="none")
+    assert plain.losses[0].item() == pytest.approx(losses.mean().item(), abs=1e-9)
+    by_image = torch.from_numpy(weights)[(uneven.labels == 3).long()]
+    assert weighted.losses[0].item() == pytest.approx((by_image * losses).mean().item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("patience", [None, 5])
+def test_a_candidate_that_diverges_is_marked_and_leaves_the_others_their_bits(engine, patience):
+    """Logits that are no numbers would score as class 0, which here is the majority."""
+    common = {"validation": Split(VALIDATION.images, torch.tensor([0] * 6 + [1])), "engine": engine}
+    recipe = Recipe(**RECIPE.as_dict() | {"patience": patience})
+    wild, tame = (Recipe(**recipe.as_dict() | {"lr": lr, "head_lr": lr}) for lr in (1e250, 1e-2))
+    fits = fit([("block1",), ("block1",), ()], [wild, tame, tame], **common)
+    assert [one.diverged for one in fits] == [True, False, False]
+    assert (fits[0].accuracy, fits[0].balanced_accuracy, fits[0].validation_loss) == (0, 0, math.inf)
+    for one, other in zip(fits[1:], fit([("block1",), ("block1",), ()], tame, **common)[1:], strict=True):
+        assert torch.equal(one.losses, other.losses) and one.accuracy == other.accuracy
+        assert all(torch.equal(t, other.weights[p][k]) for p, own in one.weights.items() for k, t in own.items())
+    alone = fit([("block1",)], wild, engine=engine)[0] if patience is None else fits[0]
+    assert alone.diverged and (patience is not None or alone.accuracy is None)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("moment", ["the last step", "validation"])
+def test_divergence_that_no_training_loss_shows(moment, engine):
+    class Fragile(torch.nn.Identity):
+        def forward(self, x):
+            if moment == "validation" and not torch.is_grad_enabled() and len(x) == 7:
+                return x / 0
+            if moment == "the last step" and x.requires_grad:
+                x.register_hook(lambda gradient: gradient / 0)
+            return x
+
+    plain = tiny_chain()
+    chain = Chain(plain.stem, [*plain.blocks, Fragile()], plain.tail, 6)
+    recipe = Recipe(epochs=1, batch_size=18)
+    for blocks, diverged in ((("block1",), True), ((), moment == "validation")):
+        (one,) = fit_together(chain, [blocks], TRAIN, recipe, num_classes=3, validation=VALIDATION, engine=engine)
+        assert one.losses.isfinite().all() and one.diverged == diverged
+        assert (one.accuracy == 0 and one.validation_loss == math.inf) == diverged
 
 
 @pytest.mark.parametrize("engine", ENGINES)

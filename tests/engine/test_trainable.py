@@ -123,6 +123,92 @@ def test_an_adapter_starts_as_nothing_and_merges_into_the_same_function(adapter)
     torch.testing.assert_close(merged(x), adapted(x), rtol=1e-10, atol=1e-10)
 
 
+class Attending(nn.Module):
+    """Torch's own attention, which reads weights without calling layers, and an MLP; (batch, tokens, 8)."""
+
+    def __init__(self):
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.fc1, self.fc2, self.spare = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = x + self.self_attn(x, x, x, need_weights=False)[0]
+        return x + self.fc2(nn.functional.gelu(self.fc1(x)))
+
+
+def attending_chain():
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten(2))
+    blocks = [nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8)), Attending(), Attending()]
+    tail = nn.Sequential(nn.Flatten(), nn.LayerNorm(64))
+    return Chain(stem, blocks, tail, 64, input_size=(3, 8, 8), name="attending").double()
+
+
+@pytest.mark.parametrize("targets", ["all", "attention"])
+def test_low_rank_additions_reach_torchs_attention(targets):
+    """In the projections that attention reads as well as in called layers; what nothing uses isn't counted."""
+    chain, recipe = attending_chain(), replace(RECIPE, adapter="lora", rank=2, lora_targets=targets)
+    attention = 2 * (8 + 24) + 2 * (8 + 8)  # rank times both sides of the joint and of the last projection
+    expected = attention + (2 * 2 * (8 + 16) if targets == "all" else 0)
+    assert count_trained(tune_parts(chain, ["block2"], recipe).values()) == expected
+    together, alone = (fit([("block2",), ("block2", "block3")], recipe, chain, engine=engine) for engine in ENGINES)
+    before = chain.part("block2").state_dict()
+    for one, other in zip(together, alone, strict=True):
+        assert one.weights["block2"].keys() == before.keys()
+        for key, tensor in one.weights["block2"].items():
+            torch.testing.assert_close(tensor, other.weights["block2"][key], rtol=1e-9, atol=1e-9)
+            changed = key.endswith("weight") and ("attn" in key or (targets == "all" and "fc" in key))
+            assert torch.equal(tensor, before[key]) != changed, key
+            if changed:
+                assert torch.linalg.matrix_rank(tensor - before[key], atol=1e-10) <= 2
+    tuned = tune_parts(chain, ["block2"], recipe)["block2"]
+    x = torch.rand(3, 5, 8, dtype=torch.float64)
+    torch.testing.assert_close(tuned(x), chain.part("block2")(x))  # as nothing at first
+    for parameter in tuned.parameters():
+        parameter.data += 0.1 * parameter.requires_grad
+    torch.testing.assert_close(plain_part(tuned)(x), tuned(x))
+    assert not torch.allclose(tuned(x), chain.part("block2")(x))
+
+
+def test_what_an_adapter_cannot_reach_is_refused():
+    with pytest.raises(ValueError, match=r"adapter ia3 can't adapt self_attn.* without calling a layer"):
+        fit([("block2",)], replace(RECIPE, adapter="ia3"), attending_chain())
+    with pytest.raises(ValueError, match="block1 of tiny have nothing that adapter lora on attention could train"):
+        fit([("block1",)], replace(RECIPE, adapter="lora", lora_targets="attention"))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("adapter", ["lora", "ia3"])
+def test_an_adapter_without_gradients_is_an_error(engine, adapter):
+    class Cut(Residual):
+        def forward(self, x):
+            return x + 0 * super().forward(x)
+
+    plain = tiny_chain()
+    chain = Chain(plain.stem, [Cut(6), *plain.blocks], plain.tail, 6)
+    with pytest.raises(ValueError, match=f"adapter {adapter} gets no gradient in block1; it would train nothing"):
+        fit([("block2",), ("block1",)], replace(RECIPE, adapter=adapter), chain, engine=engine)
+
+
+def test_factors_of_ia3_do_not_decay():
+    """Six steps of AdamW move a factor by at most 6 lr from 1; with decay it would lose 1 - 0.95^6 = 26 %."""
+    chain, recipe = sourced_chain(), replace(RECIPE, adapter="ia3", lr=1e-3, weight_decay=50.0, warmup=0.0)
+    (one,) = fit([("block2",)], recipe, chain)
+    factors = one.weights["block2"]["conv.weight"] / chain.part("block2").conv.weight.detach()
+    assert 0 < (factors - 1).abs().max() <= 6e-3 * 1.01
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("bn", ["batch", "frozen"])
+def test_frozen_statistics_are_those_of_instance_norm_too(bn, engine):
+    plain = tiny_chain()
+    block = nn.Sequential(nn.Conv2d(6, 6, 1), nn.InstanceNorm2d(6, affine=True, track_running_stats=True))
+    chain = Chain(plain.stem, [block], plain.tail, 6)
+    (one,) = fit([("block1",)], replace(RECIPE, bn=bn), chain, engine=engine)
+    assert torch.equal(one.weights["block1"]["1.running_mean"], torch.zeros(6)) == (bn == "frozen")
+    assert not torch.equal(one.weights["block1"]["1.weight"], torch.ones(6))
+
+
 def test_an_adapter_starts_the_same_whatever_else_was_drawn():
     part, recipe = Residual(6), Recipe(adapter="lora")
     first = tune(part, recipe, seed=1)
