@@ -54,6 +54,11 @@ class Training:
     def steps(self) -> int:
         return self.recipe.epochs * self.steps_per_epoch
 
+    def example(self) -> torch.Tensor:
+        """A few normalized images of the first batch (batch, 3, height, width), to examine the network with."""
+        images, _ = next(self.batches(0))
+        return images[:4].clone()
+
     def order(self, epoch: int) -> tuple[torch.Tensor, ...]:
         """The images of one epoch's batches, int64 (batch,) each, equal sizes up to one."""
         order = torch.randperm(len(self.train), generator=seeded(Stream.ORDER, self.seed, epoch))

@@ -6,11 +6,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.engine.trainable import plain_part, tune_parts
-from subtuning_lab.nets.chain import Chain, copy_weights, examine_parts, fork_of, in_order
+from subtuning_lab.nets.chain import Chain, copy_weights, examine_parts, fork_of, freeze_statistics, in_order
 from subtuning_lab.nets.fuse import fold_batchnorm
 
 Trunk = Mapping[int, torch.Tensor]  # position of a part -> its input (batch, ...)
@@ -41,9 +40,7 @@ class Branch(nn.Module):
         """As for any module, except that frozen BatchNorm and InstanceNorm keep their statistics."""
         super().train(mode)
         if self.recipe.bn == "frozen":
-            for module in self.modules():
-                if isinstance(module, _NormBase):
-                    module.training = False
+            freeze_statistics(self)
         return self
 
     def snapshot(self) -> dict[str, dict[str, torch.Tensor]]:
