@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -54,26 +53,6 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 }  # fmt: skip
 
 
-def check_file(path: str | Path) -> Path:
-    """Where a tuned task is to be written, "~" expanded; call it before the work that gives the task.
-
-    Raises:
-        ValueError: another ending than .safetensors.
-        OSError: nothing can be written there.
-    """
-    path = Path(path).expanduser()
-    if path.suffix != ".safetensors":
-        raise ValueError(f'path is "{path}"; a tuned task is a .safetensors file')
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; a tuned task is a file")
-    existing = next(parent for parent in path.absolute().parents if parent.exists())
-    if not existing.is_dir():
-        raise NotADirectoryError(f"{path} can't be written: {existing} is a file; give another folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(f"{path} can't be written: {existing} is read-only for you; give another folder")
-    return path
-
-
 def write_task(path: str | Path, weights: Weights, header: Header) -> Path:
     """Writes a tuned task's file, whole or not at all; equal contents give equal bytes.
 
@@ -86,7 +65,9 @@ def write_task(path: str | Path, weights: Weights, header: Header) -> Path:
         ValueError: another ending, or header values that JSON can't express.
         OSError: it can't be written there.
     """
-    path = check_file(path)
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise ValueError(f'path is "{path}"; a tuned task is a .safetensors file')
     tensors = {
         f"{part}{_SEPARATOR}{key}": tensor.detach().cpu().contiguous()
         for part, state in weights.items()
@@ -160,8 +141,8 @@ def stored(weights: Weights, dtype: str | None) -> dict[str, dict[str, torch.Ten
 
 
 def _versions() -> dict[str, str]:
-    own = {"subtuning-lab": __version__, "python": platform.python_version()}
-    return own | {name: version(name) for name in _LIBRARIES}
+    names = {name: version(name) for name in _LIBRARIES}
+    return {"subtuning-lab": __version__, "python": platform.python_version(), **names}
 
 
 def _narrowed(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

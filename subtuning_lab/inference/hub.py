@@ -214,12 +214,12 @@ def _metadata(tuned: TunedTask) -> ModelCardData:
         tags=["subtuning-lab", "subtuning", "image-classification"],
         backbone=tuned.backbone.name,
         backbone_fingerprint=tuned.backbone.fingerprint,
-        task=_encodable(_task_name(tuned)),
-        classes=list(map(_encodable, tuned.classes)),
+        task=printable(_task_name(tuned)),
+        classes=list(map(printable, tuned.classes)),
         blocks=list(in_order(tuned.backbone, tuned.blocks)),
         siamese=tuned.siamese,
         recipe=_recipe(tuned),
-        scores={_encodable(name): value for name, value in tuned.scores.items()},
+        scores={printable(name): value for name, value in tuned.scores.items()},
     )
 
 
@@ -234,7 +234,7 @@ def _recipe(tuned: TunedTask) -> dict[str, object]:
     recipe = tuned.provenance.get("recipe")
     items = recipe.items() if isinstance(recipe, Mapping) else ()
     return {
-        _encodable(key): shown(value) if isinstance(value, str) and len(value) > 80 else value
+        printable(key): shown(value) if isinstance(value, str) and len(value) > 80 else value
         for key, value in items
         if isinstance(key, str) and isinstance(value, bool | int | float | str)
     }
@@ -249,11 +249,6 @@ def _images(tuned: TunedTask) -> str:
 
 def _task_name(tuned: TunedTask) -> str:
     return str(tuned.provenance.get("task", "a task"))
-
-
-def _encodable(text: str) -> str:
-    """Text without the halves of characters that names of files may hold and UTF-8 can't."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _check_repo_id(repo_id: object) -> None:

@@ -6,15 +6,16 @@ import copy
 import itertools
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
-from subtuning_lab.data.arrays import check_number
+from subtuning_lab.data.decode import LARGEST_SIZE
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain, copy_weights, in_order, put_parts, set_trainable
 from subtuning_lab.utils.random import Stream, seeded
+from subtuning_lab.utils.validation import Is, OneOf, Real, Rule, Several, Text, Whole, check_all, checked
 
 SCOPES: tuple[str, ...] = ("local", "global")
 IMPORTANCES: dict[str, int | None] = {"l1": 1, "l2": 2, "random": None}  # name -> the norm's exponent
@@ -35,22 +36,23 @@ class Pruning:
         TypeError, ValueError: a value out of its range, by name.
     """
 
+    rules: ClassVar[dict[str, Rule]] = {
+        "ratio": Real(0, 1, above=True, below=True),
+        "scope": OneOf(SCOPES),
+        "importance": OneOf(tuple(IMPORTANCES)),
+        "seed": Whole(),
+    }
+
     ratio: float
     scope: str = "local"
     importance: str = "l1"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float):
-            raise TypeError(f"ratio is {self.ratio!r}; it must be a number")
-        if not 0 < self.ratio < 1:
-            raise ValueError(f"ratio is {self.ratio}; it must be above 0 and below 1")
-        for name, allowed in (("scope", SCOPES), ("importance", IMPORTANCES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
-        check_number("seed", self.seed, 0)
+        check_all(vars(self), self.rules)
 
 
+@checked(tuned=Is("TunedTask"), **Pruning.rules)
 def prune_blocks(
     tuned: TunedTask, ratio: float, scope: str = "local", importance: str = "l1", seed: int = 0
 ) -> TunedTask:
@@ -74,17 +76,23 @@ def prune_blocks(
     Source: PAPER, ablations (channel pruning of the tuned blocks), which prunes by Torch-Pruning (Fang et al. 2023,
         "DepGraph"), as here; the paper's setting is layer4 of ResNet-50, ratio 0.5, local, L1.
     """
-    how, chain = Pruning(ratio, scope, importance, seed), tuned.network().backbone
-    narrow = _narrow(chain, tuned.blocks, how, tuned.image_size)
+    pruning, chain = Pruning(ratio, scope, importance, seed), tuned.network().backbone
+    narrow = _narrow(chain, tuned.blocks, pruning, tuned.image_size)
     return replace(
         tuned,
         weights={**tuned.weights, **copy_weights(narrow)},
         pruned=tuned.pruned | narrow.keys(),
-        provenance={**tuned.provenance, "pruning": asdict(how)},
+        provenance={**tuned.provenance, "pruning": asdict(pruning)},
         scores={},
     )
 
 
+@checked(
+    backbone=Is("Chain"),
+    blocks=Several(Text()),
+    **Pruning.rules,
+    image_size=Whole(1, LARGEST_SIZE).or_none(),
+)
 def prune_backbone(
     backbone: Chain,
     blocks: Iterable[str],
@@ -105,8 +113,8 @@ def prune_backbone(
     Raises:
         ImportError, ValueError: as of `prune_blocks`.
     """
-    how, pruned = Pruning(ratio, scope, importance, seed), set_trainable(copy.deepcopy(backbone), [])
-    put_parts(pruned, _narrow(pruned, blocks, how, image_size))
+    pruning, pruned = Pruning(ratio, scope, importance, seed), set_trainable(copy.deepcopy(backbone), [])
+    put_parts(pruned, _narrow(pruned, blocks, pruning, image_size))
     pruned.name = f"{backbone.name}, pruned"
     return set_trainable(pruned, [])
 
@@ -124,21 +132,21 @@ class _Layer(NamedTuple):
     scores: torch.Tensor
 
 
-def _narrow(chain: Chain, blocks: Iterable[str], how: Pruning, image_size: int | None) -> dict[str, nn.Module]:
+def _narrow(chain: Chain, blocks: Iterable[str], pruning: Pruning, image_size: int | None) -> dict[str, nn.Module]:
     """New modules for those of the blocks that have inner channels."""
     names, inputs = in_order(chain, blocks), _inputs(chain, image_size)
     parts = {name: copy.deepcopy(chain.part(name)).requires_grad_() for name in names}  # tracing goes by gradients
-    layers = {name: _inner_layers(part, inputs[name], how) for name, part in parts.items()}
+    layers = {name: _inner_layers(part, inputs[name], pruning) for name, part in parts.items()}
     if not any(layers.values()):
         raise ValueError(
             f"{', '.join(names) or 'no block'} of {chain.name}: nothing to prune; a block must have channels that no "
             "frozen part reads, outside attention"
         )
-    own = [layer for name in names for layer in layers[name]]
-    if how.importance == "random":
-        draws = seeded(Stream.PRUNING, how.seed)
-        own = [layer._replace(scores=torch.rand(len(layer.units), generator=draws)) for layer in own]
-    for layer, units in zip(own, _least_important([layer.scores for layer in own], how), strict=True):
+    chosen = [layer for name in names for layer in layers[name]]
+    if pruning.importance == "random":
+        draws = seeded(Stream.PRUNING, pruning.seed)
+        chosen = [layer._replace(scores=torch.rand(len(layer.units), generator=draws)) for layer in chosen]
+    for layer, units in zip(chosen, _least_important([layer.scores for layer in chosen], pruning), strict=True):
         _remove(layer, units)
     narrow = {name: parts[name].requires_grad_(False).eval() for name in names if layers[name]}
     return {name: part for name, part in narrow.items() if _size(part) < _size(chain.part(name))}
@@ -156,17 +164,17 @@ def _inputs(chain: Chain, image_size: int | None) -> dict[str, torch.Tensor]:
     return inputs
 
 
-def _inner_layers(part: nn.Module, x: torch.Tensor, how: Pruning) -> list[_Layer]:
+def _inner_layers(part: nn.Module, x: torch.Tensor, pruning: Pruning) -> list[_Layer]:
     """The layers of a part whose channels can go without a change of its input and output."""
     library = torch_pruning()
-    importance = library.importance.GroupMagnitudeImportance(p=IMPORTANCES[how.importance] or 1)
+    importance = library.importance.GroupMagnitudeImportance(p=IMPORTANCES[pruning.importance] or 1)
     graph, layers = _traced(part, x), []
     paths = {module: path for path, module in part.named_modules()}
     for group in graph.get_all_groups(ignored_layers=_attention(part)):
         module, units = group[0].dep.target.module, _units(group)
         # With 2 channels, a layer of the output could lose one and be broadcast.
         if units.numel() >= 3 and len(units) > 1 and _keeps_shapes(part, x, paths[module], units[0]):
-            scores = importance(group).double().cpu()
+            scores = importance(group).cpu().double()  # Apple's GPUs have no float64
             layers.append(_Layer(graph, module, units, scores[units].mean(1)))
     return layers
 
@@ -192,17 +200,15 @@ def _keeps_shapes(part: nn.Module, x: torch.Tensor, path: str, unit: torch.Tenso
             return False
 
 
-def _least_important(scores: list[torch.Tensor], how: Pruning) -> list[torch.Tensor]:
+def _least_important(scores: list[torch.Tensor], pruning: Pruning) -> list[torch.Tensor]:
     """Which units of each layer go; the best of each stays."""
-    if how.scope == "local":
-        return [own.argsort(stable=True)[: min(len(own) - 1, round(how.ratio * len(own)))] for own in scores]
-    kept = [own.index_fill(0, own.argmax(), torch.inf) for own in scores]
+    if pruning.scope == "local":
+        return [s.argsort(stable=True)[: min(len(s) - 1, round(pruning.ratio * len(s)))] for s in scores]
+    kept = [s.index_fill(0, s.argmax(), torch.inf) for s in scores]
     ranked = torch.cat(kept).argsort(stable=True)
-    gone = ranked[: min(len(ranked) - len(scores), round(how.ratio * len(ranked)))]
-    ends = itertools.accumulate(map(len, scores))
-    return [
-        gone[(gone >= end - len(own)) & (gone < end)] - (end - len(own)) for end, own in zip(ends, scores, strict=True)
-    ]
+    gone = ranked[: min(len(ranked) - len(scores), round(pruning.ratio * len(ranked)))]
+    starts = itertools.accumulate(map(len, scores), initial=0)
+    return [gone[(gone >= start) & (gone < start + len(s))] - start for start, s in zip(starts, scores, strict=False)]
 
 
 def _remove(layer: _Layer, units: torch.Tensor) -> None:
@@ -221,8 +227,8 @@ def _traced(part: nn.Module, x: torch.Tensor) -> object:
 
 def _attention(part: nn.Module) -> list[nn.Module]:
     """All modules inside of attention, whose heads and products need the widths that they have."""
-    found = [module for module in part.modules() if "Attention" in type(module).__name__]
-    return [inner for module in found for inner in module.modules()]
+    attention = [module for module in part.modules() if "Attention" in type(module).__name__]
+    return [inner for module in attention for inner in module.modules()]
 
 
 def _size(part: nn.Module) -> int:

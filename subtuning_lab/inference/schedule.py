@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
+from subtuning_lab.utils.validation import Flag, Is, OneOf, Several, Table, Text, Whole, checked
+
 if TYPE_CHECKING:
     import torch
 
@@ -75,6 +77,7 @@ class Schedule:
         columns = ["part", "position", "frozen_rows", "tuned_rows", "trunk", "shared_by", "tuned_by"]
         return pd.DataFrame(rows, columns=columns).set_index("part")
 
+    @checked(parts=Table(numbers=("flops", "params")), bytes_per_weight=Whole(1), own=Is(Mapping).or_none())
     def cost(
         self, parts: pd.DataFrame, bytes_per_weight: int = 4, own: Mapping[str, pd.DataFrame] | None = None
     ) -> pd.DataFrame:
@@ -92,6 +95,9 @@ class Schedule:
             Rows "flops" of one image's forward pass and "bytes" of weights read in one pass of any batch; columns
             `merged`, `separate` and `ratio`.
         """
+        for name, table in {"parts": parts, **(own or {})}.items():
+            if tuple(table.index) != tuple(step.part for step in self.steps):
+                raise ValueError(f"{name} is a table of {', '.join(map(str, table.index))}; it must be part_table's")
         separate = pd.Series({step.part: self._separate_rows(i) for i, step in enumerate(self.steps)})
         table = self.table()
         rows, copies = table["frozen_rows"] + table["tuned_rows"], (table["frozen_rows"] > 0) + table["tuned_rows"]
@@ -117,6 +123,12 @@ class Schedule:
         return len(self.subsets) + twice + self.keep_original
 
 
+@checked(
+    part_names=Several(Text(), unique=True),
+    subsets=Is(Mapping),
+    keep_original=Flag(),
+    siamese=Several(Text(), least=0),
+)
 def plan_rows(
     part_names: Sequence[str],
     subsets: Mapping[str, frozenset[str]],
@@ -130,31 +142,41 @@ def plan_rows(
         subsets: task -> names of its tuned parts.
         keep_original: whether the pretrained network's own output is wanted.
         siamese: tasks whose readout sees the frozen features too.
+
+    Raises:
+        TypeError, ValueError: no tasks, parts that the chain doesn't have, or a Siamese task that is none of the tasks.
     """
-    owned = {task: {i for i, name in enumerate(part_names) if name in subset} for task, subset in subsets.items()}
+    if not subsets:
+        raise ValueError("subsets is empty; it must have at least 1 task")
+    for task, subset in subsets.items():
+        Text().check("a task's name", task)
+        Several(OneOf(tuple(part_names)), least=0, unique=True).check(f"subsets[{task!r}]", subset)
+    Several(OneOf(tuple(subsets)), least=0).check("siamese", siamese)
+    subsets = {task: frozenset(subset) for task, subset in subsets.items()}
+    positions = {task: {i for i, name in enumerate(part_names) if name in subset} for task, subset in subsets.items()}
     end = len(part_names)
-    forks = {task: min(own, default=end) for task, own in owned.items()}
+    forks = {task: min(tuned, default=end) for task, tuned in positions.items()}
     trunk_end = end if keep_original or siamese else max(forks.values())
 
     def leaves(member: str | None, position: int) -> int:
         """Where a member next leaves those it goes with."""
-        return trunk_end if member is TRUNK else min((i for i in owned[member] if i >= position), default=end)
+        return trunk_end if member is TRUNK else min((i for i in positions[member] if i >= position), default=end)
 
     tensors: list[tuple[str | None, ...]] = [(TRUNK,)]  # who is in which tensor, in the order of the rows
     steps = []
     for position, part in enumerate(part_names):
         members = [m for tensor in tensors for m in tensor]
         shared = [m for m in members if position < leaves(m, position)]
-        own = [m for m in members if m is not TRUNK and m not in shared]
+        alone = [m for m in members if m is not TRUNK and m not in shared]
         joining = [task for task, fork in forks.items() if fork == position]
         if not any(set(shared) <= set(tensor) for tensor in tensors):  # a copy is due: who leaves first goes last
             shared.sort(key=lambda m: -leaves(m, position + 1))
         inputs = tuple(_runs(tensors, shared))
-        sources = [next(_runs(tensors, [m])) for m in own + [TRUNK] * len(joining)]
-        steps.append(Step(part, tuple(shared), tuple(own + joining), inputs, tuple(sources)))
-        tensors = [tuple(shared)] * bool(shared) + [(task,) for task in own + joining]
+        sources = [next(_runs(tensors, [m])) for m in alone + [TRUNK] * len(joining)]
+        steps.append(Step(part, tuple(shared), tuple(alone + joining), inputs, tuple(sources)))
+        tensors = [tuple(shared)] * bool(shared) + [(task,) for task in alone + joining]
     features = {m: next(_runs(tensors, [m])) for tensor in tensors for m in tensor}
-    return Schedule(dict(subsets), tuple(steps), features, siamese, keep_original)
+    return Schedule(subsets, tuple(steps), features, frozenset(siamese), keep_original)
 
 
 def _tasks(members: tuple[str | None, ...]) -> tuple[str, ...]:

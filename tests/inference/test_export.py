@@ -1,12 +1,13 @@
 """Folded, compiled and exported networks give what the separate networks give."""
 
+import json
 import sys
 
 import pytest
 import torch
 from torch import nn
 
-from subtuning_lab.inference.export import PackedConv2d, export_merged, optimize
+from subtuning_lab.inference.export import ABOUT, PackedConv2d, export_merged, optimize
 from subtuning_lab.inference.merge import MergedNetwork, merge_tasks
 from subtuning_lab.inference.tuned_task import TunedTask
 from tests.helpers import tiny_chain
@@ -18,6 +19,8 @@ from tests.inference.test_merge import (
     separate_logits,
     tuned,
 )
+
+LISTS = ("crop_size", "mean", "std", "file_size")  # JSON has no tuples
 
 
 def some_tasks(chain, **options) -> dict[str, TunedTask]:
@@ -178,6 +181,39 @@ def test_onnx(merged, tmp_path):
         images = torch.rand(batch, 3, 8, 8)
         with torch.no_grad():
             assert agree(dict(zip(names, session.run(None, {"images": images.numpy()}), strict=True)), net, images)
+
+
+@pytest.mark.parametrize("name", ["relu", "frozen.0.0.weight", "cat", "relu relu", "é / b\n"])
+def test_onnx_takes_tasks_with_the_names_of_its_own_values(name, tmp_path):
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    chain = tiny_chain()
+    net = merge_tasks(chain, {name: tuned(chain, ["block2"], crop_size=(8, 8)), "relu_1": tuned(chain, ["block1"])})
+    path = export_merged(net, tmp_path / "net.onnx")
+    onnx.checker.check_model(str(path), full_check=True)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    images = torch.rand(3, 3, 8, 8)
+    with torch.no_grad():
+        assert agree(dict(zip(names, session.run(None, {"images": images.numpy()}), strict=True)), net, images)
+    about = json.loads(session.get_modelmeta().custom_metadata_map[ABOUT])
+    assert about["outputs"] == names == ["original", name, "relu_1"] and about["classes"][name] == ["a", "b", "c"]
+    assert about["preparation"]["crop_size"] == [8, 8] and about["input"]["dtype"] == "float32"
+
+
+def test_a_task_named_as_the_input_is_refused_for_onnx_alone(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    chain = tiny_chain()
+    net = merge_tasks(chain, {"images": tuned(chain, ["block2"], crop_size=(8, 8))})
+    with pytest.raises(ValueError, match='a task is named "images", which is the input\'s name in ONNX; rename it'):
+        export_merged(net, tmp_path / "net.onnx")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert export_merged(net, "~/net.pt2") == tmp_path / "net.pt2"
+    extra = {ABOUT: ""}
+    torch.export.load(tmp_path / "net.pt2", extra_files=extra)
+    about = json.loads(extra[ABOUT])
+    assert about["preparation"] == net.preparation.as_dict() | {k: list(about["preparation"][k]) for k in LISTS}
+    with pytest.raises(ValueError, match="a task's name is ''; it must be a string, not empty"):
+        merge_tasks(chain, {"": tuned(chain, ["block2"])})
 
 
 def test_onnx_without_its_packages(merged, tmp_path, monkeypatch):

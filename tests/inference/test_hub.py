@@ -15,14 +15,17 @@ from huggingface_hub.utils import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import subtuning_lab as lab
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.inference import hub
-from subtuning_lab.inference.hub import from_hub, push_to_hub, write_repository
+from subtuning_lab.inference.hub import from_hub, model_card, push_to_hub, write_repository
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.registry import load_backbone
 from subtuning_lab.study.study import Study
+from subtuning_lab.utils.text import printable
 from tests.helpers import tiny_chain, tiny_task
 
 IMAGES = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -41,7 +44,11 @@ def equal(first, second):
 
 def card_of(folder):
     """Metadata and text of a model card."""
-    _, metadata, text = re.split(r"^---\n", (Path(folder) / "README.md").read_text(), maxsplit=2, flags=re.MULTILINE)
+    return parsed((Path(folder) / "README.md").read_text())
+
+
+def parsed(card):
+    _, metadata, text = re.split(r"^---\n", card, maxsplit=2, flags=re.MULTILINE)
     return yaml.safe_load(metadata), text
 
 
@@ -148,11 +155,41 @@ def test_a_card_without_scores_or_with_odd_names_is_whole(tuned, tmp_path):
     odd = ('a "quoted" | class', "two\nlines: - [x]", "#3")
     bare = dataclasses.replace(tuned, classes=odd, provenance={}, scores={})
     metadata, text = card_of(write_repository(bare, tmp_path))
-    assert metadata["classes"] == list(odd) and metadata["scores"] == {}
+    assert metadata["classes"] == list(map(printable, odd)) and metadata["scores"] == {}
     assert "No scores were saved" in text and "Recipe: not recorded" in text and "your own Chain, tiny" in text
     table = [line for line in text.splitlines() if line.startswith("|")]
-    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in table) and len(table) == 10
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in table) and len(table) == 11
     assert from_hub(tmp_path, tiny_chain()).classes == odd
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=()), min_size=1, max_size=20)
+MARK_UP = ["<img src=x onerror=alert(1)>", "](http://evil)", "| a | b |", "`x`", "\x1b[31mred", "\n---\n# Mine", "```"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ANY_TEXT | st.sampled_from(MARK_UP), min_size=3, max_size=3, unique=True))
+def test_no_name_leaves_its_line_or_becomes_mark_up(names):
+    chain, (name, other, last) = tiny_chain(), names
+    chain.name = name
+    head = {"weight": torch.zeros(3, 6), "bias": torch.zeros(3)}
+    provenance = {"task": other, "n_train": last, "recipe": {name: last, other: [name], last: {"x": name}}}
+    task = TunedTask(chain, frozenset(), {"head": head}, tuple(names), provenance=provenance, scores={name: 0.5})
+    card = model_card(task, "me/task", 1)
+    metadata, text = parsed(card)
+    assert metadata["classes"] == list(map(printable, names))
+    assert all(printable(line) == line for line in text.split("\n")) and "\x1b" not in card
+    plain = text.replace("\\\\", "").replace("\\|", "").replace("\\`", "").replace("\\[", "").replace("\\]", "")
+    table = [line for line in plain.splitlines() if line.startswith("|")]
+    assert all(line.count("|") == 3 for line in table) and len(table) == 11
+    before_code, code, after = re.split(r"^```(?:python)?$", plain, flags=re.MULTILINE)
+    assert not re.search(r"[<>\[\]`]", before_code.replace("[0, 1]", ""))
+    assert len(code.strip().splitlines()) == 3 and "Loading onto any other backbone is refused" in after
+
+
+def test_a_card_is_refused_for_a_repository_that_cannot_be(tuned, tmp_path):
+    with pytest.raises(ValueError, match='repo_id is .*; it must be "owner/name"'):
+        write_repository(tuned, tmp_path / "new", repo_id='x/y", __import__("os").system("id")) #')
+    assert not (tmp_path / "new").exists()
 
 
 # ---------------------------------------------------------------- what goes wrong

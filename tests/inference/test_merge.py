@@ -414,9 +414,7 @@ def test_other_bad_tasks_are_refused():
         merge_tasks(chain, {"a": good, "b": tuned(chain, [], image_size=12)})
     sizes = {"s": [8, 8], "l": [8, 12]}
     trained = {name: tuned(chain, ["block1"], provenance={"pixels": size}) for name, size in sizes.items()}
-    with pytest.raises(
-        ValueError, match='"s" has images of 8 x 8, task "l" has images of 8 x 12; merged'
-    ):
+    with pytest.raises(ValueError, match='"s" has images of 8 x 8, task "l" has images of 8 x 12; merged'):
         merge_tasks(chain, {"unknown": good} | trained)
     with pytest.raises(TypeError, match='task "b" is .*; it must be a TunedTask'):
         merge_tasks(chain, {"a": good, "b": good.weights})

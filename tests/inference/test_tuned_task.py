@@ -6,17 +6,20 @@ import json
 import os
 import pickle
 import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.inference import checkpoint as task_files
-from subtuning_lab.inference.checkpoint import checksum, read_task
+from subtuning_lab.inference.checkpoint import HEADER, checksum, read_task
 from subtuning_lab.inference.tuned_task import TunedTask, load_tuned
 from subtuning_lab.nets.chain import Chain, set_trainable
 from subtuning_lab.study.study import Study
@@ -406,6 +409,94 @@ def test_careless_edits_are_noticed_by_the_checksum(file, change):
         load_tuned(file, tiny_chain())
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+    max_leaves=9,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(sorted(HEADER)), value=JSON | st.sampled_from([10**6, 2**62, -1, [2**40] * 2, ["a"] * 3]))
+def test_any_value_in_a_header_is_taken_or_refused_by_name(file, name, value):
+    content = file.read_bytes()
+    rewrite(file, lambda tensors, header: header.update({name: value}))
+    try:
+        loaded = load_tuned(file, tiny_chain())
+        assert loaded.predict(IMAGES).shape == (5, 3) and str(loaded)
+    except ValueError as error:
+        assert "t.safetensors" in str(error) and len(str(error)) < 2000
+    finally:
+        file.write_bytes(content)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_bytes_in_the_place_of_others_are_refused_by_name(file, data):
+    content = file.read_bytes()
+    start = data.draw(st.integers(0, 3000))
+    put = data.draw(st.binary(min_size=1, max_size=40) | st.sampled_from([b"9" * 20, b"[" * 40, b'":{"', b"-1", b"e9"]))
+    damaged = content[:start] + put + content[start + data.draw(st.integers(0, 40)) :]
+    file.write_bytes(damaged)
+    try:
+        if damaged != content:
+            with pytest.raises(ValueError, match="t.safetensors"):
+                load_tuned(file, tiny_chain())
+    finally:
+        file.write_bytes(content)
+
+
+FORGED = {
+    "a readout of 100,000 layers": {"head_depth": 100_000},
+    "images of 20,000 pixels": {"image_size": 20_000, "pruned": ["block1"]},
+    "a crop of 10^9 pixels": {"crop_size": [10**9, 10**9]},
+    "a million classes": {"classes": [str(i) for i in range(300_000)]},
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_forged_numbers_are_refused_before_any_work(file, case):
+    rewrite(file, lambda tensors, header: header.update(FORGED[case]))
+    start = time.process_time()
+    with pytest.raises(ValueError, match="t.safetensors"):
+        load_tuned(file, tiny_chain())
+    assert time.process_time() - start < 5
+
+
+def test_a_header_that_is_too_long_is_not_read(file):
+    length = 17 * 2**20
+    file.write_bytes(length.to_bytes(8, "little") + b" " * (length + 9))
+    with pytest.raises(ValueError, match="t.safetensors has a header of 17,825,792 bytes"):
+        load_tuned(file, tiny_chain())
+
+
+def test_threads_that_save_one_path_leave_one_whole_file(tuned, tmp_path):
+    tasks = [changed(tuned, "head", "bias", lambda t, i=i: torch.full_like(t, i)) for i in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(3):
+            list(pool.map(lambda task: task.save(tmp_path / "t.safetensors"), tasks))
+    assert float(load_tuned(tmp_path / "t.safetensors", tiny_chain()).weights["head"]["bias"][0]) in range(6)
+    assert os.listdir(tmp_path) == ["t.safetensors"]
+
+
+def test_tensors_of_a_diverged_training_are_refused(tuned, tmp_path):
+    for part, key, value in (("block1", "bn.running_var", torch.nan), ("head", "weight", torch.inf)):
+        with pytest.raises(ValueError, match=f"tensor {key} of {part} holds NaN or infinity, as a diverged"):
+            changed(tuned, part, key, lambda t, value=value: torch.full_like(t, value))
+    path = tuned.save(tmp_path / "t.safetensors")
+    rewrite(path, lambda tensors, header: tensors["head|bias"].fill_(torch.nan))
+    with pytest.raises(ValueError, match="t.safetensors doesn't fit: tensor bias of head holds NaN"):
+        load_tuned(path, tiny_chain())
+
+
+def test_half_precision_networks_work_and_half_precision_backbones_are_named(tuned, file):
+    network = tuned.network().half()
+    with torch.no_grad():
+        assert torch.allclose(network(IMAGES).float().softmax(1), tuned.predict(IMAGES), atol=0.02)
+    with pytest.raises(ValueError, match="in float16: convert networks, not the backbone"):
+        load_tuned(file, tiny_chain().half())
+
+
 def test_a_header_beside_ours_or_in_another_spelling_is_noticed(file):
     with safe_open(file, framework="pt") as content:
         tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a mapping
@@ -469,16 +560,26 @@ def test_a_crash_while_saving_leaves_the_old_file(file, tuned, monkeypatch, mome
     before = file.read_bytes()
 
     def crash(*_):
-        raise OSError("no space left")
+        raise OSError(28, "No space left on device")
 
     if moment == "half written":
         monkeypatch.setattr(type(file), "write_bytes", lambda path, data: (path.open("wb").write(data[:100]), crash()))
     else:
-        monkeypatch.setattr(task_files.os, "replace", crash)
-    with pytest.raises(OSError, match="no space"):
+        monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(OSError, match=f"{file} can't be written: No space left on device; make room"):
         changed(tuned, "head", "bias", torch.zeros_like).save(file)
     monkeypatch.undo()
     assert file.read_bytes() == before and os.listdir(file.parent) == ["t.safetensors"]
+
+
+def test_places_that_take_no_file_are_named(tuned, tmp_path, monkeypatch):
+    (tmp_path / "taken").touch()
+    for place in ("taken/t.safetensors", "."):
+        with pytest.raises((OSError, ValueError), match="taken/t.safetensors can't be written|is a .safetensors file"):
+            tuned.save(tmp_path / place)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tuned.save("~/deep/t.safetensors") == tmp_path / "deep" / "t.safetensors"
+    assert load_tuned("~/deep/t.safetensors", tiny_chain()).blocks == tuned.blocks
 
 
 def test_missing_files_and_other_names_are_refused(tuned, tmp_path):
