@@ -158,7 +158,7 @@ def test_a_card_without_scores_or_with_odd_names_is_whole(tuned, tmp_path):
     assert metadata["classes"] == list(map(printable, odd)) and metadata["scores"] == {}
     assert "No scores were saved" in text and "Recipe: not recorded" in text and "your own Chain, tiny" in text
     table = [line for line in text.splitlines() if line.startswith("|")]
-    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in table) and len(table) == 11
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in table) and len(table) == 10
     assert from_hub(tmp_path, tiny_chain()).classes == odd
 
 
