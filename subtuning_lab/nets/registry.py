@@ -19,6 +19,7 @@ from torch import nn
 from subtuning_lab.nets.chain import IMAGENET_MEAN, IMAGENET_STD, Chain
 from subtuning_lab.nets.cifar_resnet import LAB_MEAN, LAB_STD, CifarResNet, lab_resnet, lab_vit
 from subtuning_lab.nets.from_timm import FAMILIES, as_chain, family_of
+from subtuning_lab.nets.packaged import PACKAGED, packaged_weights
 from subtuning_lab.utils.validation import SEED, Is, Real, Several, Text, checked, shown
 
 # What constructors of networks raise for arguments that make no sense.
@@ -53,8 +54,9 @@ def load_backbone(
 
     Args:
         name: "lab-resnet" or "lab-vit" (bundled), "cifar_resnet20" (depth 6n + 2), or any timm name.
-        weights: "pretrained" (bundled, or downloaded by timm from its hub), "random", or the path of a .safetensors
-            file with the model's own key names; its classifier may have any number of classes, or be absent.
+        weights: "pretrained" (bundled, or downloaded by timm from its hub), "random", "package" (of a package that
+            the extra [imagenet] installs, for "tf_efficientnet_lite0"), or the path of a .safetensors file with the
+            model's own key names; its classifier may have any number of classes, or be absent.
         drop_blocks: blocks to leave out of the chain, for weights that lack them.
         seed: of the weights when they are random.
         model_options: passed to the model's constructor, e.g. `img_size=96` for a vision transformer, whose position
@@ -68,6 +70,7 @@ def load_backbone(
         TypeError: a timm model of a family that has no chain view; the message says what to do. Options that aren't
             the model's.
         FileNotFoundError: no file at `weights`.
+        ImportError: "package" without the extra; the message names it.
         ConnectionError: "pretrained" where the hub can't be reached; the message names the alternatives.
     """
     _check_options(model_options)
@@ -78,7 +81,8 @@ def load_backbone(
     has_readout = weights != "random"
     if weights not in ("pretrained", "random"):
         path = Path(weights).expanduser()
-        has_readout = _load_weights(model, name, path, _read(path), drop_blocks, "img_size" in model_options)
+        tensors = packaged_weights(name, model) if weights == "package" else _read(path)
+        has_readout = _load_weights(model, name, path, tensors, drop_blocks, "img_size" in model_options)
     chain = as_chain(model, name=name, drop_blocks=drop_blocks, config=config)
     if not has_readout:
         chain.source_head = None
@@ -92,6 +96,7 @@ def backbone_names() -> dict[str, str]:
         "lab-resnet": "bundled: CIFAR-style ResNet, 9 blocks, 32 x 32, pretrained on procedural images",
         "lab-vit": "bundled: vision transformer, 6 blocks, 32 x 32, pretrained on procedural images",
         "cifar_resnet20": "ResNet of He et al. for CIFAR, depth 6n + 2 (20, 32, 44, 56, ...); weights from a file",
+        PACKAGED: 'EfficientNet-Lite0, 224 x 224, ImageNet; weights="package" reads those of the extra [imagenet]',
         "<timm name>": f"any timm model of these families, e.g. resnet50.tv2_in1k: {timm_families}",
     }
 
@@ -172,7 +177,8 @@ def _create_timm(name: str, pretrained: bool, options: dict) -> nn.Module:
 def _read(path: Path) -> Tensors:
     """The tensors of a .safetensors file, all finite."""
     if path.suffix != ".safetensors":
-        raise ValueError(f'weights is "{path}"; it must be "pretrained", "random", or the path of a .safetensors file')
+        allowed = '"pretrained", "random", "package", or the path of a .safetensors file'
+        raise ValueError(f'weights is "{path}"; it must be {allowed}')
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:

@@ -229,7 +229,7 @@ def test_wrong_files_are_refused(weights, tmp_path):
     with pytest.raises(TypeError, match="weights is None; it must be a str or PathLike"):
         load_backbone(NAME, None)
     for path in (pickled, "pretraind"):
-        with pytest.raises(ValueError, match=r'"pretrained", "random", or the path of a .safetensors'):
+        with pytest.raises(ValueError, match=r'"pretrained", "random", "package", or the path of a .safetensors'):
             load_backbone(NAME, path)
 
 
