@@ -13,10 +13,11 @@ import pandas as pd
 from subtuning_lab.baselines.head2toe import Head2Toe
 from subtuning_lab.data.task import Split
 from subtuning_lab.nets.chain import in_order
-from subtuning_lab.search.exhaustive import SearchResult, best_of, candidate_table
+from subtuning_lab.search.candidates import best_of, candidate_table
+from subtuning_lab.search.exhaustive import SearchResult
 from subtuning_lab.search.greedy import GreedyResult
+from subtuning_lab.study.keys import Method
 from subtuning_lab.study.study import Study
-from subtuning_lab.study.trials import Method
 
 _CHOSEN = "chosen"
 
@@ -59,18 +60,18 @@ _PATTERNS = 20_000  # subsets looked at for one of a given parameter count
 
 @dataclass(frozen=True)
 class _Door:
-    """What is scored when all choices are made: the test split if `test`, and images beside it if there are any."""
+    """What is scored when all choices are made: the test split if `test`, and further images if there are any."""
 
     test: bool
-    beside: Split | None = None
+    also_on: Split | None = None
 
     def scores(self, study: Study, what: Any) -> dict[str, Any]:
         """Columns of a method's row."""
         if not self.test:
             return {}
-        result = study.test(what, self.beside)
+        result = study.test(what, self.also_on)
         row = {"test_accuracy": result.mean, "test_std": result.std, "test_n": len(result.accuracies)}
-        return row if self.beside is None else row | {"beside_accuracy": study.accuracy_on(what, self.beside).mean}
+        return row if self.also_on is None else row | {"also_accuracy": study.accuracy_on(what, self.also_on).mean}
 
 
 class Search(Protocol):
@@ -93,7 +94,7 @@ def compare_methods(
     subsets: Mapping[str, Iterable[str]] | None = None,
     others: Mapping[str, Sequence[Method]] | None = None,
     test: bool = False,
-    beside: Split | None = None,
+    also_on: Split | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Scores methods on the folds of one study, and on its test split if asked.
@@ -111,14 +112,14 @@ def compare_methods(
         subsets: further subsets by name.
         others: further methods that are no subsets by name, each with the settings to try.
         test: whether to train each on all training images and score it on the test split, once per seed.
-        beside: images that the tested trainings are scored on as well; see `Study.accuracy_on`.
+        also_on: images that the tested trainings are scored on as well; see `Study.accuracy_on`.
         seed: of the random subsets.
 
     Returns:
         One row per method: `method`; `blocks`; `params` without readout; `accuracy`, `std` and `n` over folds and
         seeds; `subsets` scored to choose; `trainings`, `seconds` and `flops` spent on the folds; `settings`, those
-        chosen; and with `test`, `test_accuracy` and `test_std` over `test_n` seeds, with `beside` also
-        `beside_accuracy`. For random subsets all means and standard deviations are over the draws, of each draw's mean.
+        chosen; and with `test`, `test_accuracy` and `test_std` over `test_n` seeds, with `also_on` also
+        `also_accuracy`. For random subsets all means and standard deviations are over the draws, of each draw's mean.
 
     Raises:
         ValueError: an unknown method, or one that needs `chosen` where there is none.
@@ -135,7 +136,7 @@ def compare_methods(
         raise ValueError(f"{needy[0]} goes by a chosen subset of at least one block: give `chosen`, or a search")
     like = None if chosen is None else tuple(chosen)
     others = {HEAD2TOE: list(head2toe or Head2Toe.grid())} | dict(others or {})
-    door, rows = _Door(test, beside), []
+    door, rows = _Door(test, also_on), []
     for name in [*methods, *(name for name in others if name != HEAD2TOE)]:
         if name in others:
             rows.append(_method_row(study, name, others[name], door))
@@ -251,7 +252,7 @@ def _random_row(study: Study, name: str, like: tuple[str, ...], draws: int, seed
     table = pd.DataFrame([door.scores(study, blocks) for blocks in subsets])
     means = table["test_accuracy"]
     row |= {"test_accuracy": means.mean(), "test_std": means.std(ddof=1), "test_n": len(means)}
-    return row | {name: table[name].mean() for name in table if name.startswith("beside")}
+    return row | {name: table[name].mean() for name in table if name.startswith("also")}
 
 
 def _method_row(study: Study, name: str, grid: Sequence[Method], door: _Door) -> dict[str, Any]:

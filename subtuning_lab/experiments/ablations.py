@@ -13,7 +13,7 @@ from subtuning_lab.data.task import Task
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.experiments.low_data import method_differences
 from subtuning_lab.nets.chain import Chain, in_order
-from subtuning_lab.search.exhaustive import candidate_table
+from subtuning_lab.search.candidates import candidate_table
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.study import Blocks, Study
 

@@ -20,8 +20,8 @@ from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.experiments.low_data import GREEDY, method_differences
 from subtuning_lab.experiments.queries import QUERY_VERSION, RANDOM, check_strategy, query_images
 from subtuning_lab.nets.chain import Chain, in_order
-from subtuning_lab.search.exhaustive import CheapScores
 from subtuning_lab.search.greedy import greedy_subtuning
+from subtuning_lab.search.racing import Halving, Race
 from subtuning_lab.study.records import Records, record_key
 from subtuning_lab.study.study import Blocks, Study
 
@@ -39,7 +39,7 @@ def active_learning(
     folds: int = 2,
     repeats: int = 3,
     max_blocks: int | None = None,
-    race: CheapScores | None = None,
+    race: Race | Halving | None = None,
     records: str | Records | None = None,
     progress: bool | Callable[[int, int], None] = True,
 ) -> pd.DataFrame:
@@ -165,7 +165,7 @@ class _Pool:
     def row(self, study: Study, blocks: Blocks, queried: Sequence[int], spent: float) -> dict[str, Any]:
         """What one round came to; `spent` seconds went before."""
         names = in_order(self.backbone, blocks)
-        if len(study.arms([names])) > 1:
+        if len(study.candidates([names])) > 1:
             spent += study.all_scores([names])["seconds"].sum()
         labels = self.task.train.labels[list(queried)].numpy()
         return {

@@ -13,8 +13,9 @@ from subtuning_lab.data.arrays import check_number
 from subtuning_lab.data.task import Task
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.nets.chain import Chain
-from subtuning_lab.search.exhaustive import CheapScores, best_window
+from subtuning_lab.search.exhaustive import best_window
 from subtuning_lab.search.greedy import GreedyResult, greedy_subtuning
+from subtuning_lab.search.racing import Halving, Race
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.study import Study
 
@@ -32,7 +33,7 @@ def low_data_curves(
     repeats: int = 3,
     max_blocks: int | None = None,
     max_window: int | None = 3,
-    race: CheapScores | None = None,
+    race: Race | Halving | None = None,
     draws: int = 3,
     pilot: bool = False,
     records: str | Path | Records | None = None,
@@ -85,7 +86,7 @@ class _Plan:
     methods: tuple[str, ...]
     max_blocks: int | None
     max_window: int | None
-    race: CheapScores | None
+    race: Race | Halving | None
     draws: int
 
     def searches(self, studies: Mapping[str, Study]) -> dict[str, Search]:

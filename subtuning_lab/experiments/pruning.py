@@ -22,8 +22,8 @@ from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain, copy_weights, count_parameters, in_order
 from subtuning_lab.nets.flops import part_table
 from subtuning_lab.nets.narrow import narrow_parts
+from subtuning_lab.study.results import TestResult
 from subtuning_lab.study.study import Blocks, Study
-from subtuning_lab.study.trials import TestResult
 
 WHEN: tuple[str, ...] = ("before", "after")
 

@@ -17,9 +17,10 @@ from subtuning_lab.data.task import Split, Task
 from subtuning_lab.engine.recipe import Recipe, check_recipes
 from subtuning_lab.experiments.low_data import GREEDY, method_differences
 from subtuning_lab.nets.chain import Chain
-from subtuning_lab.search.exhaustive import CheapScores
+from subtuning_lab.search.candidates import summarize
 from subtuning_lab.search.greedy import GreedyResult, greedy_subtuning
-from subtuning_lab.search.profiles import Profile, finetuning_profile, summarize
+from subtuning_lab.search.profiles import Profile, finetuning_profile
+from subtuning_lab.search.racing import Halving, Race
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.study import Study
 
@@ -41,7 +42,7 @@ def shift_study(
     folds: int = 2,
     repeats: int = 3,
     max_blocks: int | None = None,
-    race: CheapScores | None = None,
+    race: Race | Halving | None = None,
     records: str | Path | Records | None = None,
     progress: bool | Callable[[int, int], None] = True,
 ) -> pd.DataFrame:
@@ -228,11 +229,11 @@ def _adapted(
     usual = [name for name in methods if name not in (*_UNTRAINED, *own_stages, STAGES, GREEDY)]
     # Where greedy chose nothing, one block stands in as what random subsets are like.
     chosen = next((found.blocks for found in searches.values() if found.blocks), study.block_names[:1])
-    extra = {"subsets": subsets, "others": others, "beside": clean}
+    extra = {"subsets": subsets, "others": others, "also_on": clean}
     rows = compare_methods(study, usual, searches, chosen=chosen, test=True, seed=seed, **extra)
     steps = {name: _order(found) for name, found in searches.items()}
     rows = rows.assign(steps=[steps.get(name) for name in rows["method"]])
-    rows["clean_accuracy"] = rows.pop("beside_accuracy") if clean is not None else float("nan")
+    rows["clean_accuracy"] = rows.pop("also_accuracy") if clean is not None else float("nan")
     order = [own for name in methods for own in (subsets if name == STAGES else [name])]
     return rows.sort_values("method", key=lambda names: names.map(order.index), kind="stable")
 

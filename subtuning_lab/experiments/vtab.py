@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,9 +18,9 @@ from subtuning_lab.experiments.reported import reported
 from subtuning_lab.nets.chain import Chain
 from subtuning_lab.search.greedy import greedy_subtuning
 from subtuning_lab.search.profiles import FULL_FINETUNING, LINEAR_PROBING, finetuning_profile
+from subtuning_lab.study.keys import Method
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.study import Study
-from subtuning_lab.study.trials import Method
 
 Chosen = Iterable[str] | Literal["all"] | Method | tuple[Study, Iterable[str] | Literal["all"]]
 Choice = Callable[[Study], Chosen]
@@ -105,8 +104,7 @@ def vtab_protocol(
     if isinstance(task, Task) and task.test is None:
         raise ValueError(f"task {task.name} has no test split")
     study = Study(backbone, task, recipes, folds=folds, seeds=seeds, records=records, **options)
-    blind = copy.copy(study)
-    blind.task = replace(task, test=None)
+    blind = study.with_(task=replace(task, test=None))
     chosen = {name: _with_study(blind, choice(blind)) for name, choice in choose.items()}
     rows = [{"method": name} | _row(owner, what, task) for name, (owner, what) in chosen.items()]
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -142,8 +140,7 @@ def _with_study(study: Study, chosen: Chosen) -> tuple[Study, Any]:
 
 def _row(blind: Study, what: Any, task: Task) -> dict[str, object]:
     """What a method came to on the folds, and then on the test images."""
-    study = copy.copy(blind)
-    study.task = task
+    study = blind.with_(task=task)
     if hasattr(what, "fit"):
         scores, settings, held_out = study.method_scores([what]), what.settings(), 0
         params = int(scores["params"].iloc[0])

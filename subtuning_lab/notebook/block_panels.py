@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Iterable
@@ -15,7 +14,8 @@ from subtuning_lab.nets.flops import training_flops
 from subtuning_lab.notebook.panel import Panel, Picture, checkbox, tick_grid
 from subtuning_lab.plots import style
 from subtuning_lab.plots.profiles import network_width, plot_flops, plot_network, plot_tried, profile_width
-from subtuning_lab.search.profiles import FULL_FINETUNING, LINEAR_PROBING, Profile, summarize
+from subtuning_lab.search.candidates import summarize
+from subtuning_lab.search.profiles import FULL_FINETUNING, LINEAR_PROBING, Profile
 from subtuning_lab.study.study import Study
 from subtuning_lab.utils.validation import Is, Several, Text, checked
 
@@ -174,8 +174,7 @@ class TrainPanel(Panel):
         self._thread.start()
 
     def _train(self, blocks: tuple[str, ...]) -> None:
-        study = copy.copy(self.study)  # shares backbone, folds and records
-        study.progress = self._report
+        study = self.study.with_(progress=self._report)
         try:
             scores = study.scores([blocks])
         except _StoppedError:

@@ -5,10 +5,11 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "profiles": ["Profile", "finetuning_profile", "pair_profile", "summarize"],
+        "candidates": ["summarize"],
+        "profiles": ["Profile", "finetuning_profile", "pair_profile"],
         "greedy": ["GreedyResult", "greedy_subtuning"],
         "exhaustive": ["SearchResult", "agreement_table", "best_window", "exhaustive_search"],
         "racing": ["Halving", "Race"],
-        "significance": ["SignificantGain"],
+        "significance": ["FoldDifference", "SignificantGain", "fold_difference"],
     },
 )

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from subtuning_lab.search.exhaustive import (
-    DIGITS,
-    CheapScores,
-    Cost,
-    best_of,
-    candidate_table,
-    check_count,
-    row_of,
-    total_cost,
-)
-from subtuning_lab.search.profiles import Scorer
+from subtuning_lab.search.candidates import SCORER, Cost, Scorer, best_of, candidate_table, row_of, total_cost
+from subtuning_lab.search.exhaustive import RACE
+from subtuning_lab.search.replay import Rounds, remembered_rounds
 from subtuning_lab.search.significance import SignificantGain
+from subtuning_lab.search.statistics import DIGITS
+from subtuning_lab.utils.validation import AnyOf, Is, OneOf, Real, Whole, checked
+
+if TYPE_CHECKING:
+    from subtuning_lab.search.racing import Halving, Race
 
 DIRECTIONS: tuple[str, ...] = ("forward", "backward", "both")
 COLUMNS = (
-    *("direction", "round", "candidate", "blocks", "params", "accuracy", "std", "n", "gain", "p", "kept", "forced"),
-    *("dropped", "trainings", "seconds", "flops"),
+    *("direction", "round", "candidate", "blocks", "params", "accuracy", "std", "n", "error", "score", "gain", "p"),
+    *("kept", "forced", "dropped", "trainings", "seconds", "flops"),
 )
-
-#: number of a round, subset so far (None: there is none), the round's candidates -> their table, or None: not known
-_Rounds = Callable[[int, tuple[str, ...] | None, list[tuple[str, ...]]], pd.DataFrame | None]
+_EPSILON = AnyOf((Real(0, 1), OneOf((math.inf, -math.inf))))
 
 
 @dataclass(frozen=True)
@@ -38,8 +34,8 @@ class GreedyResult:
     Args:
         blocks: the chosen subset, in the network's order.
         trace: one row per scored subset: `direction`; `round` (0 for the start); `candidate` (the block added, or
-            removed; empty for the start); `blocks`; `params`; `accuracy` and `std` (mean and standard deviation over
-            seeds and folds), `n`; `gain` over the last subset that paid; `p` (by the significance rule, if one was
+            removed; empty for the start); `blocks`; `params`; `accuracy`, `std`, `n`, `error` and `score` as of
+            `summarize`; `gain` in score over the last subset that paid; `p` (by the significance rule, if one was
             given); `kept`; `forced` (a removal made for `max_blocks` only); `dropped` (the stage of a race after which
             the candidate was given up: its scores are partial, its gain is missing; else 0); `trainings`, `seconds`
             and `flops` of that candidate, as if nothing had been recorded before.
@@ -47,6 +43,7 @@ class GreedyResult:
         block_names: of the backbone, from input to output.
         title: backbone, task, number of training images.
         complete: False where `replay` ran out of rounds; `blocks` are then those of the last known one.
+        scores: the rows that the trace sums up, one per subset, seed and fold.
     """
 
     blocks: tuple[str, ...]
@@ -58,6 +55,7 @@ class GreedyResult:
     block_names: tuple[str, ...]
     title: str
     complete: bool = True
+    scores: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
 
     @property
     def accuracy(self) -> float:
@@ -79,6 +77,12 @@ class GreedyResult:
         """Of the whole search, every subset counted once."""
         return total_cost(self.trace)
 
+    @property
+    def most(self) -> int:
+        """Most blocks that may be chosen."""
+        return self.max_blocks or len(self.block_names)
+
+    @checked(epsilon=_EPSILON)
     def replay(self, epsilon: float) -> GreedyResult:
         """What the search gives with another epsilon, from the trace alone.
 
@@ -86,14 +90,20 @@ class GreedyResult:
         Rounds that the trace does not have leave `complete` False.
 
         Raises:
-            ValueError: an epsilon that `greedy_subtuning` does not take.
+            TypeError, ValueError: an epsilon that `greedy_subtuning` does not take.
         """
-        plan, found = replace(self, epsilon=_checked_epsilon(epsilon)), []
-        for direction, trace in self.trace.groupby("direction", sort=False):
-            found.append(_walk(replace(plan, direction=direction), _remembered_rounds(trace)))
-        return _better(found)
+        plan, directions = replace(self, epsilon=float(epsilon)), self.trace.groupby("direction", sort=False)
+        return _better([_algorithm_1(replace(plan, direction=way), remembered_rounds(own)) for way, own in directions])
 
 
+@checked(
+    study=SCORER,
+    epsilon=_EPSILON,
+    max_blocks=Whole(1, none=True),
+    direction=OneOf(DIRECTIONS),
+    keep=Is(SignificantGain, none=True),
+    race=RACE,
+)
 def greedy_subtuning(
     study: Scorer,
     epsilon: float = 0.0,
@@ -101,20 +111,20 @@ def greedy_subtuning(
     direction: str = "forward",
     *,
     keep: SignificantGain | None = None,
-    race: CheapScores | None = None,
+    race: Race | Halving | None = None,
 ) -> GreedyResult:
     """Adds blocks one by one, or removes them, as long as that pays.
 
-    A block is in the subset only if it earns its place: with it the accuracy must be higher by more than epsilon.
+    A block is in the subset only if it earns its place: with it the score must be higher by more than epsilon.
     "forward" starts from linear probing and adds the block that scores best, if it does. "backward" starts from all
     blocks and removes the one without which the rest scores best, if it does not: a removal that costs nothing is
     made. "both" does both and gives the better. Ties between candidates go to fewer parameters, then to the earlier
-    block.
+    block. A candidate of which a training diverged is shown, and never kept.
 
     Args:
         study: a `Study`, or whatever scores subsets likewise. All candidates of a round are scored in one call.
-        epsilon: accuracy in [0, 1], at least 0; each step is compared with the subset so far. -inf adds blocks up to
-            `max_blocks` whatever they bring, inf removes all.
+        epsilon: accuracy in [0, 1]; each step is compared with the subset so far. -inf adds blocks up to `max_blocks`
+            whatever they bring, inf removes all.
         max_blocks: most blocks that may be chosen; by default all of them. "backward" removes blocks until so few
             are left, whatever that costs.
         direction: "forward", "backward" or "both".
@@ -129,116 +139,121 @@ def greedy_subtuning(
     Source: PAPER "Greedy SubTuning (Algorithm 1)"; elimination as in the official code, with our own rule. Ours:
         the round more of a race.
     """
-    epsilon = _checked_epsilon(epsilon)
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction is {direction!r}; it must be one of {', '.join(DIRECTIONS)}")
-    if max_blocks is not None:
-        check_count("max_blocks", max_blocks, len(study.block_names))
-    if keep is not None and not isinstance(keep, SignificantGain):
-        raise TypeError(f"keep is a {type(keep).__name__}; it must be a SignificantGain, or None")
-    found = []
+    names = tuple(study.block_names)
+    Whole(1, len(names), none=True).check("max_blocks", max_blocks)
+    results = []
     for way in DIRECTIONS[:2] if direction == "both" else (direction,):
-        names = tuple(study.block_names)
-        plan = GreedyResult((), pd.DataFrame(), epsilon, way, max_blocks, keep, names, study.title)
-        found.append(_walk(plan, _scored_rounds(study, plan, race)))
-    return _better(found)
+        plan = GreedyResult((), pd.DataFrame(), float(epsilon), way, max_blocks, keep, names, study.title)
+        rounds = _ScoredRounds(study, plan, race)
+        results.append(replace(_algorithm_1(plan, rounds), scores=pd.concat(rounds.rows.values(), ignore_index=True)))
+    return _better(results)
 
 
-def _walk(plan: GreedyResult, rounds: _Rounds) -> GreedyResult:
+def _algorithm_1(plan: GreedyResult, rounds: Rounds) -> GreedyResult:
     """Algorithm 1 in one direction, over rounds that are scored or remembered."""
-    forward, names = plan.direction == "forward", plan.block_names
-    most = plan.max_blocks or len(names)
-    path = chosen = () if forward else names  # after a failed race the path is a round ahead
-    start = rounds(0, None, [path]).assign(direction=plan.direction, round=0, candidate="", gain=math.nan)
-    seen, accuracy = [start.assign(kept=True, forced=False)], start["accuracy"].iloc[0]
-    complete, paid = True, 0  # the last round that paid
-    for number in range(1, (most if forward else len(names)) + 1):
-        candidates = _neighbours(names, path, forward)
-        table = rounds(number, chosen, list(candidates.values()))
+    names = plan.block_names
+    chosen = path = () if plan.direction == "forward" else names  # the path runs a round ahead after a failed race
+    start = rounds(0, None, {"": chosen}).assign(direction=plan.direction, round=0, candidate="", gain=math.nan)
+    best_score, paid = _or_lowest(start["score"].iloc[0]), 0  # of the last round that paid
+    trace, complete = [start.assign(kept=True, forced=False)], True
+    for number in range(1, (plan.most if plan.direction == "forward" else len(names)) + 1):
+        candidates = _neighbours(plan, path)
+        table = rounds(number, chosen, candidates)
         if table is None:
             complete = False
             break
         table = table.assign(direction=plan.direction, round=number, candidate=list(candidates), kept=False)
-        table["gain"] = (table["accuracy"] - accuracy).round(DIGITS).where(table["dropped"] == 0)
+        scored = table["dropped"] == 0
+        table["gain"] = (table["score"] - best_score).round(DIGITS).where(scored)
+        if table["gain"].isna().all():  # every training diverged
+            trace.append(table.assign(forced=False))
+            break
         best = best_of(table, names)
         path = table.at[best, "blocks"]
-        earned = _earns(plan, table.loc[best], forward, number - paid)
-        pays = earned if forward else not earned
-        forced = not forward and not pays and len(chosen) > most
+        pays = _pays(plan, table.loc[best], steps=number - paid)
+        forced = plan.direction == "backward" and not pays and len(chosen) > plan.most
         table.loc[best, "kept"] = True
-        seen.append(table.assign(forced=table["kept"] & forced))
+        trace.append(table.assign(forced=table["kept"] & forced))
         if pays or forced:
-            chosen, accuracy, paid = path, table.at[best, "accuracy"], number
-        elif number > paid + 1 or plan.keep is not None or not table["dropped"].any():
+            chosen, best_score, paid = path, table.at[best, "score"], number
+        elif not _looks_ahead(plan, table, failures=number - paid):
             break
-    trace = pd.concat(seen, ignore_index=True)[list(COLUMNS)]
+    trace = pd.concat(trace, ignore_index=True)[list(COLUMNS)]
     trace["kept"] &= trace["round"] <= paid
     return replace(plan, blocks=chosen, trace=trace, complete=complete)
 
 
-def _earns(plan: GreedyResult, row: pd.Series, forward: bool, steps: int) -> bool:
-    """Whether the larger of two subsets, the chosen one and a candidate, is so much better that `steps` blocks pay."""
-    gain = row["gain"] if forward else -row["gain"]
-    return bool(gain > steps * plan.epsilon and (plan.keep is None or row["p"] <= plan.keep.alpha))
-
-
-def _neighbours(names: Sequence[str], current: tuple[str, ...], forward: bool) -> dict[str, tuple[str, ...]]:
+def _neighbours(plan: GreedyResult, subset: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """Each block that can be added or removed, and the subset that this gives, in the network's order."""
-    changed = [name for name in names if (name in current) != forward]
-    return {block: tuple(n for n in names if (n in current) != (n == block)) for block in changed}
+    adds = plan.direction == "forward"
+    changed = [name for name in plan.block_names if (name in subset) != adds]
+    return {block: tuple(n for n in plan.block_names if (n in subset) != (n == block)) for block in changed}
 
 
-def _scored_rounds(study: Scorer, plan: GreedyResult, race: CheapScores | None) -> _Rounds:
+def _pays(plan: GreedyResult, row: pd.Series, steps: int) -> bool:
+    """Whether to go to a candidate: the larger of it and the chosen subset must be so much better that `steps` blocks
+    earn their place, and forward goes to the larger, backward away from it where it doesn't."""
+    forward = plan.direction == "forward"
+    gain = row["gain"] if forward else -row["gain"]
+    earned = bool(gain > steps * plan.epsilon and (plan.keep is None or row["p"] <= plan.keep.alpha))
+    return earned if forward else not earned
+
+
+def _looks_ahead(plan: GreedyResult, table: pd.DataFrame, failures: int) -> bool:
+    """Whether a round that didn't pay is followed by one more: a race may have dropped the block that would have."""
+    return failures == 1 and plan.keep is None and bool(table["dropped"].any())
+
+
+class _ScoredRounds:
     """Rounds scored by a study: the start together with the first round, since sharing a pass is cheaper."""
-    ahead, so_far = {}, {}  # the first round's table; subset -> rows of its scores
 
-    def scored(subsets: list, beside: Sequence[tuple[str, ...]] = ()) -> pd.DataFrame:
-        table, scores = candidate_table(study, subsets, race, beside)
-        so_far.update(dict(iter(scores.groupby("blocks"))))
+    def __init__(self, study: Scorer, plan: GreedyResult, race: Race | Halving | None):
+        self.study, self.plan, self.race = study, plan, race
+        self.rows: dict[tuple[str, ...], pd.DataFrame] = {}  # of each subset
+        self.first = pd.DataFrame()
+
+    def __call__(
+        self, number: int, chosen: tuple[str, ...] | None, candidates: Mapping[str, tuple[str, ...]]
+    ) -> pd.DataFrame:
+        subsets = list(candidates.values())
+        if number == 0:
+            both = self._scored(list(_neighbours(self.plan, subsets[0]).values()), certain=subsets)
+            self.first = both[1:]
+            return both[:1].assign(p=math.nan)
+        table = self.first if number == 1 else self._scored(subsets)
+        return table.assign(p=self._p_values(chosen, table))
+
+    def _scored(self, subsets: Sequence[tuple[str, ...]], certain: Sequence[tuple[str, ...]] = ()) -> pd.DataFrame:
+        table, scores = candidate_table(self.study, subsets, self.race, certain)
+        self.rows |= dict(iter(scores.groupby("blocks", sort=False)))
         return table
 
-    def rounds(number: int, current: tuple[str, ...] | None, subsets: list) -> pd.DataFrame:
-        if number == 0:
-            first = list(_neighbours(plan.block_names, subsets[0], plan.direction == "forward").values())
-            together = scored(first, beside=subsets)
-            ahead[1] = together[1:]
-            return together[:1].assign(p=math.nan)
-        table = ahead[1] if number == 1 else scored(subsets)
-        return table.assign(p=_p_values(plan, so_far, current, table))
-
-    return rounds
-
-
-def _remembered_rounds(trace: pd.DataFrame) -> _Rounds:
-    def rounds(number: int, current: tuple[str, ...] | None, subsets: list) -> pd.DataFrame | None:
-        known = trace[trace["round"] == number]
-        return known if len(known) else None
-
-    return rounds
+    def _p_values(self, chosen: tuple[str, ...], table: pd.DataFrame) -> list[float]:
+        """By the significance rule, if there is one; what was dropped or diverged counts as not better."""
+        if self.plan.keep is None:
+            return [math.nan] * len(table)
+        forward, current = self.plan.direction == "forward", self.rows[chosen]
+        if current["accuracy"].isna().any():
+            return [0.0 if forward else 1.0] * len(table)  # anything is better
+        sound = [not row.dropped and not math.isnan(row.score) for row in table.itertuples()]
+        rows = [self.rows[blocks] if known else None for blocks, known in zip(table["blocks"], sound, strict=True)]
+        return self.plan.keep.p_values(current, rows, larger=forward)
 
 
-def _p_values(plan: GreedyResult, rows: dict, current: tuple[str, ...], table: pd.DataFrame) -> list[float]:
-    """By the significance rule, if there is one; a dropped candidate counts as not better."""
-    if plan.keep is None:
-        return [math.nan] * len(table)
-    forward = plan.direction == "forward"
-    scored = [None if row.dropped else rows[row.blocks] for row in table.itertuples()]
-    return plan.keep.p_values(rows[current], scored, larger=forward)
-
-
-def _better(found: Sequence[GreedyResult]) -> GreedyResult:
+def _better(results: Sequence[GreedyResult]) -> GreedyResult:
     """The better of the directions, with the traces of all."""
-    trace = pd.concat([one.trace for one in found], ignore_index=True)
-    ends = pd.concat([row_of(one.trace, one.blocks).to_frame().T for one in found], ignore_index=True)
-    ends = ends.drop(columns="candidate").astype({"accuracy": float})
-    best = found[best_of(ends, found[0].block_names)]
-    direction = "both" if len(found) > 1 else best.direction
-    return replace(best, trace=trace, direction=direction, complete=all(one.complete for one in found))
+    trace = pd.concat([one.trace for one in results], ignore_index=True)
+    ends = pd.concat([row_of(one.trace, one.blocks).to_frame().T for one in results], ignore_index=True)
+    broken = ends["score"].isna().all()
+    best = results[0 if broken else best_of(ends.drop(columns="candidate"), results[0].block_names)]
+    direction = "both" if len(results) > 1 else best.direction
+    complete = all(one.complete for one in results)
+    scores = pd.concat([one.scores for one in sorted(results, key=lambda one: one is not best)], ignore_index=True)
+    if len(results) > 1:  # a subset that both have scored
+        scores = scores.drop_duplicates(["blocks", "fold", "seed"], ignore_index=True)
+    return replace(best, trace=trace, scores=scores, direction=direction, complete=complete)
 
 
-def _checked_epsilon(epsilon: object) -> float:
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float):
-        raise TypeError(f"epsilon is {epsilon!r}; it must be a number")
-    if not (epsilon >= 0 or epsilon == -math.inf):
-        raise ValueError(f"epsilon is {epsilon}; it must be at least 0, or -inf to go through all rounds")
-    return float(epsilon)
+def _or_lowest(score: float) -> float:
+    """A diverged start is below everything."""
+    return -math.inf if math.isnan(score) else score

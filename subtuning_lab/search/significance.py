@@ -1,14 +1,21 @@
-"""Is one subset better than another, or was it luck? Paired tests over folds and seeds. No torch."""
+"""Is one subset better than another, or was it luck? Paired tests over folds. No torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+
+from subtuning_lab.search.candidates import value_of
+from subtuning_lab.search.statistics import DIGITS, overlap_factor
+from subtuning_lab.utils.validation import Real, Rule, Table, check_all, checked
+
+_ROWS = Table(("fold", "seed"), ("accuracy",))
 
 
 @dataclass(frozen=True)
@@ -19,16 +26,17 @@ class SignificantGain:
         alpha: greatest p-value that counts as significant, above 0 and below 1.
 
     Raises:
-        ValueError: an alpha out of that range.
+        TypeError, ValueError: an alpha out of that range.
     """
 
+    rules: ClassVar[dict[str, Rule]] = {"alpha": Real(0, 1, above=True, below=True)}
     alpha: float = 0.05
 
     def __post_init__(self) -> None:
-        check_alpha(self.alpha)
+        check_all(vars(self), self.rules)
 
     def p_values(self, current: pd.DataFrame, candidates: Sequence[pd.DataFrame | None], larger: bool) -> list[float]:
-        """p-values of the larger subset being no better, by `paired_p`.
+        """p-values of the larger subset being no better, by `fold_difference`.
 
         Args:
             current: rows of the subset so far.
@@ -38,45 +46,72 @@ class SignificantGain:
         Returns:
             For larger candidates Holm's: the best of many is tested. For smaller ones as they are: the search stops
             only if every removal hurts, so that a correction would help removals.
+
+        Raises:
+            ValueError: scores of one fold only.
         """
+        if current["fold"].nunique() < 2:
+            raise ValueError("a paired test over folds needs at least 2, got 1")
         if not larger:
-            return [math.nan if rows is None else paired_p(current, rows) for rows in candidates]
-        return holm([1.0 if rows is None else paired_p(rows, current) for rows in candidates])
+            return [math.nan if rows is None else fold_difference(current, rows).p for rows in candidates]
+        return holm([1.0 if rows is None else fold_difference(rows, current).p for rows in candidates])
 
 
-def paired_p(better: pd.DataFrame, worse: pd.DataFrame) -> float:
-    """One-sided p-value of `better` having no higher mean accuracy than `worse`, over the same folds and seeds.
+@dataclass(frozen=True)
+class FoldDifference:
+    """How far one subset is ahead of another on the same folds.
 
     Args:
-        better, worse: rows of one subset each, with `fold`, `seed` and `accuracy`.
+        mean: mean difference of accuracies, or of what the study's `score` is.
+        error: its standard error, corrected for the folds' common training images; missing for one fold.
+        p: one-sided p-value of being no better; missing for one fold.
+        folds: how many there are; seeds are averaged within them.
+    """
+
+    mean: float
+    error: float
+    p: float
+    folds: int
+
+
+@checked(rows=_ROWS, others=_ROWS)
+def fold_difference(rows: pd.DataFrame, others: pd.DataFrame) -> FoldDifference:
+    """Compares two subsets, paired by fold: does the first score higher?
+
+    Args:
+        rows, others: of one subset each, as of `Study.scores`, on the same folds and seeds.
 
     Raises:
-        ValueError: other folds and seeds, or fewer than 2 folds.
+        ValueError: other folds and seeds, or a subset of which a training diverged.
 
     Source: Nadeau and Bengio, Inference for the Generalization Error (2003). Training sets of folds overlap, so the
-        variance of the mean over J pairs is (1/J + 1/(folds - 1)) times that of the differences, not 1/J times.
+        variance of the mean over k folds is (1/k + 1/(k - 1)) times that of the folds' differences, not 1/k times.
+        Seeds share a fold's images, so they are averaged first: k differences, k - 1 degrees of freedom.
     """
-    pairs = better.merge(worse, on=["fold", "seed"], how="outer", validate="one_to_one")
-    if len(pairs) != len(better) or pairs[["accuracy_x", "accuracy_y"]].isna().any(axis=None):
+    one, other = (table.assign(value=value_of(table)).set_index(["fold", "seed"])["value"] for table in (rows, others))
+    same = one.index.is_unique and other.index.is_unique and set(one.index) == set(other.index)
+    if not same or one.isna().any() or other.isna().any():
         raise ValueError("a paired test needs scores of both subsets on the same folds and seeds, each once")
-    folds = pairs["fold"].nunique()
-    if folds < 2:
-        raise ValueError(f"a paired test over folds needs at least 2, got {folds}")
-    return corrected_p((pairs["accuracy_x"] - pairs["accuracy_y"]).to_numpy(), overlap=1 / (folds - 1))
+    by_fold = (one - other).groupby(level="fold").mean().to_numpy()
+    k = len(by_fold)
+    if k < 2:
+        return FoldDifference(float(by_fold.mean()), math.nan, math.nan, k)
+    error = float(by_fold.std(ddof=1) * overlap_factor(k))
+    return FoldDifference(float(by_fold.mean()), error, corrected_p(by_fold, overlap=1 / (k - 1)), k)
 
 
 def corrected_p(differences: np.ndarray, overlap: float) -> float:
     """One-sided p-value of a mean difference of at most 0.
 
     Args:
-        differences: paired, at least 2.
+        differences: one per fold, paired; at least 2.
         overlap: validation images per training image of a fold; 0 gives the usual paired t test.
 
     Returns:
         Where all differences are equal there is no variance to go by: then the sign test's, 2^-n if they are positive,
         else 1.
     """
-    differences = np.round(np.asarray(differences, dtype=float), 12)  # rounding is no variance
+    differences = np.round(np.asarray(differences, dtype=float), DIGITS)  # rounding is no variance
     if differences.ndim != 1 or len(differences) < 2 or not np.isfinite(differences).all():
         raise ValueError(f"a paired test needs at least 2 finite differences, got {differences}")
     if np.ptp(differences) == 0:
@@ -95,9 +130,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return adjusted.tolist()
-
-
-def check_alpha(alpha: object) -> None:
-    """Raises ValueError unless alpha is a number above 0 and below 1."""
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1:
-        raise ValueError(f"alpha is {alpha!r}; it must be a number above 0 and below 1")

@@ -51,16 +51,17 @@ def rank_correlation(
     return value, float(low), float(high)
 
 
-def fold_error(means: Sequence[float] | pd.Series) -> float:
-    """Standard error of a mean over folds, whose training sets overlap; missing for fewer than 2 folds.
+def overlap_factor(folds: int | pd.Series) -> float | pd.Series:
+    """What a standard deviation over k folds is multiplied by for the standard error of their mean.
 
     Args:
-        means: of the seeds, one per fold: seeds share their fold's images and are no further evidence on them.
+        folds: k; missing values for fewer than 2. Seeds share their fold's images and are averaged before.
 
     Returns:
-        std * sqrt(1/k + 1/(k - 1)) for k folds: 1.5 times the usual std / sqrt(k) for k = 5.
+        sqrt(1/k + 1/(k - 1)), since the folds' training sets overlap: 1.5 times the usual 1/sqrt(k) for k = 5.
 
     Source: Nadeau and Bengio, Inference for the Generalization Error (2003).
     """
-    k = len(means)
-    return float(np.std(means, ddof=1) * math.sqrt(1 / k + 1 / (k - 1))) if k > 1 else math.nan
+    k = np.asarray(folds, dtype=float)
+    factor = np.sqrt(1 / k + 1 / np.where(k > 1, k - 1, math.nan))
+    return pd.Series(factor, folds.index) if isinstance(folds, pd.Series) else float(factor)

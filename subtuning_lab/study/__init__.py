@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "study": ["Study"],
-        "records": ["Records"],
-        "trials": ["TestResult"],
+        "records": ["Records", "RecordsError"],
+        "results": ["TestResult"],
     },
 )

@@ -6,35 +6,44 @@ import hashlib
 import json
 import sqlite3
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-_COLUMNS = {
-    "key": "TEXT PRIMARY KEY",
-    "split": "TEXT NOT NULL CHECK (split IN ('fold', 'test'))",
-    "backbone": "TEXT NOT NULL",
-    "task": "TEXT NOT NULL",
-    "blocks": "TEXT NOT NULL",
-    "fold": "INTEGER",
-    "seed": "INTEGER NOT NULL",
-    "accuracy": "REAL NOT NULL CHECK (accuracy BETWEEN 0 AND 1)",
-    "loss": "REAL",
-    "n_train": "INTEGER NOT NULL",
-    "n_scored": "INTEGER NOT NULL",
-    "params": "INTEGER NOT NULL",
-    "flops": "REAL NOT NULL",
-    "epochs": "INTEGER NOT NULL",
-    "seconds": "REAL NOT NULL",
-    "device": "TEXT NOT NULL",
-    "recipe": "TEXT NOT NULL",
-    "determined_by": "TEXT NOT NULL",
-    "created": "TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))",
+from subtuning_lab.study.schema import (
+    COLUMNS,
+    JSON_COLUMNS,
+    SCHEMA_VERSION,
+    create_tables,
+    is_sound,
+    migrate,
+    now,
+    stored_row,
+    version_of,
+    with_checksum,
+)
+from subtuning_lab.utils.files import replacing
+from subtuning_lab.utils.validation import Flag, Is, checked
+
+Row = dict[str, Any]
+_WAITS_S = (0.2, 1.0)  # before a failed write is tried again
+_LOCK_S = 60  # how long SQLite waits for another process's writing
+_ADVICE = {
+    "locked": "another process is writing to it: wait for it, or give another file",
+    "readonly": "Records(path, readonly=True) reads it; to write, give a file in a folder of your own",
+    "full": "the disk is full: free some space, and ask again",
+    "unable to open": "it was moved or deleted, or its folder can't be written to: put it back, or give another file",
+    "malformed": "it is damaged: take a copy of it from before, or save what is left with `sqlite3 FILE .recover`",
+    "no such column": "it is damaged: take a copy of it from before, or save what is left with `sqlite3 FILE .recover`",
 }
-_JSON_COLUMNS = ("blocks", "recipe", "determined_by")
-_SCHEMA_VERSION = 1
+
+
+class RecordsError(OSError, ValueError):
+    """A records file that can't be read or written, with the path and what to do."""
 
 
 def record_key(determined_by: Mapping[str, object]) -> str:
@@ -46,72 +55,90 @@ class Records:
     """Scores that survive any crash.
 
     A row is there whole or not at all: rows of a pass are written in one transaction. Several processes may read
-    while one writes (SQLite's write-ahead log).
+    while one writes (SQLite's write-ahead log). While a process writes, and after it was killed, a file of the same
+    name that ends in `-wal` holds the newest rows and belongs to the file: copy or move both, or `close` first, which
+    puts everything into the one file. Rows carry a checksum: one that was damaged on the disk is named in a warning,
+    set aside, and computed again.
 
     Args:
         path: of the SQLite file, made with its folder when missing; ":memory:" keeps records for this object only.
+        readonly: nothing is written, so that the file may be one that can't be, or of an earlier release.
 
     Raises:
-        ValueError: the file is not such a store, or of a newer version.
+        RecordsError: a file that is no such store, an empty one, one of a newer version, or one that can't be written
+            though it is to be; before anything is trained. It is an OSError and a ValueError.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._memory = sqlite3.connect(":memory:", check_same_thread=False) if str(path) == ":memory:" else None
-        if self._memory is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+    @checked(path=Is((str, Path)), readonly=Flag())
+    def __init__(self, path: str | Path, readonly: bool = False):
+        self.path, self.readonly = Path(path).expanduser(), readonly
+        self._kept: dict[str, Row] = {}  # finished rows that could not be written yet
+        self._memory: sqlite3.Connection | None = None
+        self._options = "mode=ro" if readonly else "mode=rw"
+        if str(path) == ":memory:":
+            self._memory = sqlite3.connect(":memory:", check_same_thread=False)
+            create_tables(self._memory)
+        elif not self.path.exists() and not readonly:
             self._create()
-        except sqlite3.DatabaseError as error:
-            raise ValueError(f"{path} is not a records file: {error}") from error
+        self._examine()
 
-    def get(self, keys: Sequence[str]) -> dict[str, dict[str, object]]:
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def get(self, keys: Sequence[str]) -> dict[str, Row]:
         """The rows that are there, by key."""
-        found: dict[str, dict[str, object]] = {}
+        self._write_kept()
+        rows: list[sqlite3.Row] = []
         with self._connection() as connection:
             for start in range(0, len(keys), 500):  # SQLite bounds the variables of a statement
                 chunk = keys[start : start + 500]
                 marks = ", ".join("?" * len(chunk))
-                rows = connection.execute(f"SELECT * FROM scores WHERE key IN ({marks})", chunk)
-                found |= {row["key"]: _decoded(row) for row in rows}
-        return found
+                rows += connection.execute(f"SELECT rowid, * FROM scores WHERE key IN ({marks})", chunk)
+        return {row["key"]: row for row in self._sound(rows)}
 
     def put(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Writes rows in one transaction; a key that is there already keeps its row.
 
         Args:
-            rows: a value per column, `created` apart; `blocks`, `recipe` and `determined_by` are stored as JSON.
+            rows: a value per column, `created` and those that may be missing apart; `blocks`, `recipe`, `confusion` and
+                `determined_by` are stored as JSON.
 
         Raises:
             ValueError: a missing or unknown column, or a value that a column does not allow; nothing is written.
+            RecordsError: the file can't be written. The rows are kept, and written with the next call that can.
         """
-        names = [name for name in _COLUMNS if name != "created"]
-        rows = [_encoded(row, names) for row in rows]
-        marks = ", ".join(f":{name}" for name in names)
-        known = "ON CONFLICT (key) DO NOTHING"  # OR IGNORE would drop forbidden values without a word
+        rows = [stored_row(row) for row in rows]
+        self._kept |= {row["key"]: row for row in rows}
         try:
-            with self._connection() as connection, connection:
-                connection.executemany(f"INSERT INTO scores ({', '.join(names)}) VALUES ({marks}) {known}", rows)
-        except (sqlite3.IntegrityError, sqlite3.ProgrammingError) as error:
+            self._write_kept()
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError) as error:
+            for row in rows:
+                del self._kept[row["key"]]
             raise ValueError(f"not a score: {error}") from error
 
     def count_test(self, study: str) -> int:
         """Notes one use of a study's test split; returns how many there have been."""
-        with self._connection() as connection, connection:
-            connection.execute("INSERT INTO test_uses (study) VALUES (?)", (study,))
+        use = with_checksum({"study": study, "created": now()})
+        self._write("INSERT INTO test_uses (study, created, checksum) VALUES (:study, :created, :checksum)", [use])
         return self.test_uses(study)
 
     def test_uses(self, study: str | None = None) -> int:
-        """How often the test split was used: by one study, or by all."""
-        where, values = ("", ()) if study is None else (" WHERE study = ?", (study,))
+        """How often the test split was used: by one study, or by all. A damaged note counts for every study."""
         with self._connection() as connection:
-            return connection.execute(f"SELECT count(*) FROM test_uses{where}", values).fetchone()[0]
+            rows = connection.execute("SELECT * FROM test_uses").fetchall()
+        return sum(study in (None, row["study"]) or not is_sound(row) for row in rows)
 
     def get_choice(self, key: str) -> dict[str, object] | None:
         """What was noted under a key with `put_choice`, None if nothing."""
         with self._connection() as connection:
-            row = connection.execute("SELECT chosen FROM choices WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row["chosen"])
+            row = connection.execute("SELECT rowid, * FROM choices WHERE key = ?", (key,)).fetchone()
+        if row is None or is_sound(row):
+            return None if row is None else json.loads(row["chosen"])
+        self._set_aside("choices", [row])
+        return None
 
     def put_choice(self, key: str, chosen: Mapping[str, object], determined_by: Mapping[str, object]) -> None:
         """Notes what a trained network chose, such as images to label; a key that is there already keeps its row.
@@ -120,78 +147,135 @@ class Records:
             key: `record_key` of what determines it.
             chosen, determined_by: plain values, stored as JSON.
         """
-        values = (key, json.dumps(chosen, sort_keys=True), json.dumps(determined_by, sort_keys=True))
-        with self._connection() as connection, connection:
-            connection.execute(
-                "INSERT INTO choices (key, chosen, determined_by) VALUES (?, ?, ?) ON CONFLICT (key) DO NOTHING", values
-            )
+        row = {"key": key, "chosen": json.dumps(chosen, sort_keys=True)}
+        row |= {"determined_by": json.dumps(determined_by, sort_keys=True), "created": now()}
+        self._write(_insertion("choices", row), [with_checksum(row)])
 
     def table(self) -> pd.DataFrame:
         """All rows, oldest first."""
         with self._connection() as connection:
-            rows = [_decoded(row) for row in connection.execute("SELECT * FROM scores ORDER BY created, rowid")]
-        return pd.DataFrame(rows, columns=list(_COLUMNS))
+            rows = connection.execute("SELECT rowid, * FROM scores ORDER BY created, rowid").fetchall()
+        return pd.DataFrame(self._sound(rows), columns=list(COLUMNS))
+
+    def close(self) -> None:
+        """Writes what is kept, and puts the write-ahead log into the file, which then is whole by itself."""
+        self._write_kept()
+        if not self.readonly and self._memory is None:
+            with self._connection() as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _create(self) -> None:
-        columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
-        with self._connection() as connection:
-            with connection:
-                connection.execute("BEGIN IMMEDIATE")  # of several processes, one makes the tables
-                if not self._is_made(connection):
-                    connection.execute(f"CREATE TABLE scores ({columns})")
-                    connection.execute(
-                        "CREATE TABLE test_uses (study TEXT NOT NULL, "
-                        "created TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now')))"
-                    )
-                    connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-                connection.execute(  # stores of earlier releases lack it, and these read stores that have it
-                    "CREATE TABLE IF NOT EXISTS choices (key TEXT PRIMARY KEY, chosen TEXT NOT NULL, "
-                    "determined_by TEXT NOT NULL, "
-                    "created TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%SZ', 'now')))"
-                )
-            _use_write_ahead_log(connection)
+        """A new store, which appears at its path whole; of several processes, the first one's stays."""
+        try:
+            with replacing(self.path, keep=True) as part, closing(sqlite3.connect(part)) as connection:
+                create_tables(connection)
+                connection.execute("PRAGMA journal_mode = WAL")
+        except (OSError, sqlite3.Error) as error:
+            raise RecordsError(f"{self.path} can't be made: {error}; give a file in a folder of your own") from error
 
-    def _is_made(self, connection: sqlite3.Connection) -> bool:
-        """Whether the tables are there; raises ValueError for a newer store, and for any other SQLite file."""
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = {row["name"] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if version > _SCHEMA_VERSION:
-            raise ValueError(f"{self.path} has version {version}; this package reads up to {_SCHEMA_VERSION}")
-        if version < _SCHEMA_VERSION and not tables:
-            return False
-        if version < _SCHEMA_VERSION or not {"scores", "test_uses"} <= tables:
-            raise ValueError(f"{self.path} is not a records file: its tables are {', '.join(sorted(tables))}")
-        return True
+    def _examine(self) -> None:
+        """Raises unless it is a sound store that can be used as asked; an earlier release's is brought up to date."""
+        if self._memory is None and self.path.is_file() and self.path.stat().st_size == 0:
+            raise RecordsError(
+                f"{self.path} is empty: no records file, but perhaps a copy that failed; to begin a new one, delete it"
+            )
+        if self._memory is None and self.path.is_dir():
+            raise RecordsError(f"{self.path} is not a records file but a folder")
+        self._options += self._without_log()
+        with self._connection() as connection:
+            version = version_of(connection, self.path)
+            faults = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            if faults != "ok":
+                raise sqlite3.DatabaseError(f"malformed: {' '.join(faults.split())}")
+            if not self.readonly:
+                migrate(connection, version)
+                with connection:  # a write, so that a file that can't be written is told before any training
+                    connection.execute("BEGIN IMMEDIATE")
+                    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _without_log(self) -> str:
+        """What reads a store in a folder that can't be written to: SQLite wants a log there otherwise."""
+        if not self.readonly:
+            return ""
+        try:
+            with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+                connection.execute("SELECT name FROM sqlite_master").fetchall()
+        except sqlite3.OperationalError:
+            return "&immutable=1" if self.path.is_file() and not Path(f"{self.path}-wal").exists() else ""
+        except sqlite3.Error:
+            return ""
+        return ""
+
+    def _write_kept(self) -> None:
+        """Writes rows that wait for it, once more where that fails at first."""
+        if self._kept:
+            self._write(_insertion("scores", [*COLUMNS, "checksum"]), list(self._kept.values()))
+            self._kept.clear()
+
+    def _write(self, statement: str, rows: Sequence[Mapping[str, object]]) -> None:
+        if self.readonly:
+            raise RecordsError(f"{self.path} was opened with readonly=True; nothing can be written to it")
+        for wait in (*_WAITS_S, None):
+            try:
+                with self._connection() as connection, connection:
+                    connection.executemany(statement, rows)
+                return
+            except RecordsError as error:
+                if wait is None:
+                    told = f"; {len(self._kept)} finished scores wait, and are written as soon as that is possible"
+                    raise RecordsError(f"{error}{told if self._kept else ''}") from error
+                time.sleep(wait)
+
+    def _sound(self, rows: Sequence[sqlite3.Row]) -> list[Row]:
+        """Rows as they were written; damaged ones are set aside."""
+        damaged = [row for row in rows if not is_sound(row)]
+        if damaged:
+            self._set_aside("scores", damaged)
+        return [_decoded(row) for row in rows if is_sound(row)] if damaged else [_decoded(row) for row in rows]
+
+    def _set_aside(self, table: str, rows: Sequence[sqlite3.Row]) -> None:
+        names = "; ".join(f"{str(row['key'])[:12]} ({', '.join(map(repr, tuple(row)[2:8]))})"[:160] for row in rows[:5])
+        warnings.warn(f"{self.path}: {len(rows)} damaged rows are not used: {names}", stacklevel=4)
+        if not self.readonly:
+            with self._connection() as connection, connection:
+                kept = [(table, repr(tuple(row)), now()) for row in rows]
+                connection.executemany("INSERT INTO damaged (source, content, created) VALUES (?, ?, ?)", kept)
+                connection.executemany(f"DELETE FROM {table} WHERE rowid = ?", [(row["rowid"],) for row in rows])
 
     @contextmanager
     def _connection(self):
-        """A connection for one call, so that threads and forks never share one."""
-        if self._memory is not None:
-            self._memory.row_factory = sqlite3.Row
-            yield self._memory
-            return
-        with closing(sqlite3.connect(self.path, timeout=60)) as connection:
-            connection.row_factory = sqlite3.Row
-            yield connection
-
-
-def _use_write_ahead_log(connection: sqlite3.Connection, attempts: int = 200) -> None:
-    """Switches the file's journal; SQLite doesn't wait for other processes here, so this does (up to 10 s)."""
-    for attempt in range(attempts):
+        """A connection for one call, so that threads and forks never share one; SQLite's errors are told as ours."""
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError:
-            if attempt == attempts - 1:
-                raise
-            time.sleep(0.05)
+            if self._memory is not None:
+                yield _prepared(self._memory)
+                return
+            source = f"{self.path.absolute().as_uri()}?{self._options}"
+            with closing(sqlite3.connect(source, uri=True, timeout=_LOCK_S)) as connection:
+                yield _prepared(connection)
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError):
+            raise
+        except sqlite3.Error as error:
+            advice = [told for word, told in _ADVICE.items() if word in str(error)]
+            what = "is not a records file" if "not a database" in str(error) else "can't be used"
+            raise RecordsError(f"{self.path} {what}: {error}{f'; {advice[0]}' if advice else ''}") from error
 
 
-def _encoded(row: Mapping[str, object], names: Sequence[str]) -> dict[str, object]:
-    if set(row) != set(names):
-        raise ValueError(f"not a score: columns {sorted(set(row) ^ set(names))} are missing or unknown")
-    return {name: json.dumps(row[name], sort_keys=True) if name in _JSON_COLUMNS else row[name] for name in names}
+def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
+    connection.row_factory = sqlite3.Row
+    connection.text_factory = lambda content: content.decode(errors="replace")  # a damaged one is found by its checksum
+    return connection
 
 
-def _decoded(row: sqlite3.Row) -> dict[str, object]:
-    return {name: json.loads(row[name]) if name in _JSON_COLUMNS else row[name] for name in row.keys()}  # noqa: SIM118
+def _insertion(table: str, names: Iterable[str]) -> str:
+    names = list(dict.fromkeys([*names, "checksum"]))
+    marks = ", ".join(f":{name}" for name in names)
+    known = "ON CONFLICT (key) DO NOTHING"  # OR IGNORE would drop forbidden values without a word
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks}) {known}"
+
+
+def _decoded(row: sqlite3.Row) -> Row:
+    values = {name: row[name] if name in row.keys() else None for name in COLUMNS}  # noqa: SIM118
+    values["status"] = values["status"] or "ok"  # an earlier release's row
+    for name in JSON_COLUMNS:
+        values[name] = None if values[name] is None else json.loads(values[name])
+    return values

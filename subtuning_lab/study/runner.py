@@ -1,16 +1,17 @@
-"""Turns trials into scores: trains them on folds, or on all training images, and notes what they came to."""
+"""Turns trials into rows of the records: reads those that are there, trains the others, and notes each pass."""
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 
 from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.data.task import Split, Task
@@ -18,140 +19,176 @@ from subtuning_lab.engine.fit import Fit, fit_together
 from subtuning_lab.engine.memory import Prepared, free_bytes
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain
-from subtuning_lab.study.keys import Scorebook
-from subtuning_lab.study.trials import Score, Trial, cost_of
+from subtuning_lab.nets.inputs import logits_of, network_input
+from subtuning_lab.study.keys import Keys, Score, Trial, cost_of, trained_once
+from subtuning_lab.study.records import Records, Row
 from subtuning_lab.utils.progress import Progress
 
 Shown = bool | Callable[[int, int], None]  # as for `Progress`
 
 
 @dataclass(frozen=True)
-class Trainer:
+class Runner:
     """Trains trials of one backbone on one task.
 
     Args:
         backbone: frozen, on its device.
+        prepared: what trainings share of it.
         task: images and labels.
         folds: pairs of training and validation indices.
-        book: where scores are noted.
+        records, keys: where scores are noted, and under what.
         parts: of `part_table`.
         image_size: side in pixels that images are resized to, or None.
         engine, memory_limit: as for `fit_together`.
     """
 
     backbone: Chain
+    prepared: Prepared
     task: Task
     folds: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    book: Scorebook
+    records: Records
+    keys: Keys
     parts: pd.DataFrame
     image_size: int | None
     engine: str
     memory_limit: int | None
 
-    @cached_property
-    def _prepared(self) -> Prepared:
-        return Prepared(self.backbone)
+    def known(self, trials: Iterable[Trial]) -> tuple[dict[Trial, Row], list[Trial]]:
+        """The rows that the records have, looked up once, and the trials that have none."""
+        keys = {trial: self.keys.key(trial) for trial in trials}
+        rows = self.records.get(list(keys.values()))
+        return {t: rows[key] for t, key in keys.items() if key in rows}, [t for t in keys if keys[t] not in rows]
 
-    def score_on_folds(self, trials: Sequence[Trial], shown: Shown) -> None:
-        """Trains on what the folds leave, one fold and seed at a time, and notes each pass when it ends."""
+    def on_folds(self, trials: Sequence[Trial], shown: Shown) -> dict[Trial, Row]:
+        """Rows of trials on folds: what is missing is trained on what the folds leave, one fold and seed at a time,
+        and each pass is noted when it ends."""
+        rows, missing = self.known(trials)
         groups: dict[tuple[int, int], list[Trial]] = {}
-        for trial in trials:
+        for trial in missing:
             groups.setdefault((trial.seed, trial.fold), []).append(trial)
-        steps = sum(trial.steps(self.book.sizes(trial)[0]) for trial in trials)
-        with Progress(shown, steps) as progress:
-            for (_, fold), group in groups.items():
+        with Progress(shown, self._steps(missing)) as progress:
+            for (seed, fold), group in groups.items():
                 train, validation = self._fold(fold)
-                methods = [trial for trial in group if trial.method]
-                for trial in methods:
-                    self.book.note({trial: self._learn(trial, train, [validation])[0]})
+                for trial in (trial for trial in group if trial.method):
+                    rows |= self._noted({trial: self._learn(trial, train, [validation])[0]})
                     progress.advance(1)
                 subsets = [trial for trial in group if not trial.method]
-                self._fit(subsets, train, validation, progress, partial(self._note, subsets))
+                if subsets:
+                    blocks, recipes = [t.blocks for t in subsets], [t.recipe for t in subsets]
+                    options = self._options | {"validation": validation, "seed": seed, "on_step": progress.advance}
+                    options["on_pass"] = partial(self._note_pass, rows, subsets)
+                    fit_together(self.prepared, blocks, train, recipes, **options)
+        return rows
 
-    def score_at_last(self, trials: Sequence[Trial], shown: Shown) -> None:
-        """Trains on all training images, scores on the test images or other ones, and notes what a training came to.
+    def at_last(self, trials: Sequence[Trial], shown: Shown) -> dict[Trial, Row]:
+        """Rows of trials that are trained on all training images, and scored on the test images or other ones.
 
         Trials that differ in the images that they are scored on share one training.
         """
-        trainings: dict[Trial, list[Trial]] = {}
-        for trial in trials:
-            trainings.setdefault(replace(trial, other=None), []).append(trial)
-        for training, own in trainings.items():
-            if training.method:
-                scores = self._learn(training, self._on_device(self.task.train), [self._scored(t) for t in own])
-                self.book.note(dict(zip(own, scores, strict=True)))
-        for training, tuned, fit in self.fit([trial for trial in trainings if not trial.method], shown):
-            own = trainings[training]
-            fits = [replace(fit, accuracy=tuned.accuracy(self._scored(t)), validation_loss=None) for t in own]
-            self._note(own, dict(enumerate(fits)))
+        rows, missing = self.known(trials)
+        with Progress(shown, self._steps(trained_once(missing))) as progress:
+            for training, scored in trained_once(missing).items():
+                splits = [self.scored(trial) for trial in scored]
+                if training.method:
+                    scores = self._learn(training, self._on_device(self.task.train), splits)
+                    progress.advance(1)
+                else:
+                    fit = self._fit(training, progress)
+                    network = None if fit.diverged else self._tuned(training, fit).network()
+                    scores = [self._score(training, fit, network, split) for split in splits]
+                rows |= self._noted(dict(zip(scored, scores, strict=True)))
+        return rows
 
-    def fit(self, trials: Sequence[Trial], shown: Shown) -> Iterator[tuple[Trial, TunedTask, Fit]]:
-        """Trains on all training images; less the first fold's validation images where these decide the end."""
-        steps = sum(trial.steps(self.book.sizes(trial)[0]) for trial in trials)
-        with Progress(shown, steps) as progress:
-            for trial in trials:
-                train, validation = self._fold(0) if trial.stops_early else (self._on_device(self.task.train), None)
-                (fit,) = self._fit([trial], train, validation, progress, None)
-                yield trial, self._tuned(trial, fit), fit
+    def tuned(self, trial: Trial, shown: Shown) -> TunedTask:
+        """Trains a subset on all training images; less the first fold's validation images where these decide the end.
 
-    def _fit(
-        self,
-        trials: Sequence[Trial],  # of one seed
-        train: Split,
-        validation: Split | None,
-        progress: Progress,
-        on_pass: Callable[[dict[int, Fit]], None] | None,
-    ) -> list[Fit]:
-        return (
-            fit_together(
-                self._prepared,
-                [trial.blocks for trial in trials],
-                train,
-                [trial.recipe for trial in trials],
-                num_classes=self.task.num_classes,
-                validation=validation,
-                seed=trials[0].seed,
-                engine=self.engine,
-                memory_limit=self.memory_limit,
-                on_step=progress.advance,
-                on_pass=on_pass,
-            )
-            if trials
-            else []
-        )
+        Raises:
+            ValueError: the training diverged, which leaves nothing worth keeping.
+        """
+        with Progress(shown, self._steps([trial])) as progress:
+            fit = self._fit(trial, progress)
+        if fit.diverged:
+            names = ", ".join(trial.blocks) or "linear probing"
+            raise ValueError(f"the training of {names} diverged; give a lower learning rate than {trial.recipe.lr:g}")
+        return self._tuned(trial, fit)
 
-    def _learn(self, trial: Trial, train: Split, scored: Sequence[Split]) -> list[Score]:
+    def scored(self, trial: Trial) -> Sized:
+        """The images that a trial is scored on; of a fold, their numbers."""
+        if trial.fold is not None:
+            return self.folds[trial.fold][1]
+        return self.task.test if trial.other is None else trial.other.split
+
+    @property
+    def _options(self) -> dict[str, object]:
+        classes = self.task.num_classes
+        return {"num_classes": classes, "engine": self.engine, "memory_limit": self.memory_limit}
+
+    def _steps(self, trials: Iterable[Trial]) -> int:
+        return sum(trial.steps(self.keys.trained_on(trial)) for trial in trials)
+
+    def _fit(self, trial: Trial, progress: Progress) -> Fit:
+        train, validation = self._fold(0) if trial.stops_early else (self._on_device(self.task.train), None)
+        options = self._options | {"validation": validation, "seed": trial.seed, "on_step": progress.advance}
+        return fit_together(self.prepared, [trial.blocks], train, trial.recipe, **options)[0]
+
+    def _learn(self, trial: Trial, train: Split, splits: Sequence[Split]) -> list[Score]:
         """Trains a method and scores it on each of the splits."""
         start, flops = time.perf_counter(), int(self.parts["flops"].sum())
         fitted = trial.method.fit(self.backbone, train, self.task.num_classes, trial.seed, self.image_size)
-        hits = [(fitted.logits(own).argmax(1).cpu() == own.labels.cpu()).double().mean().item() for own in scored]
+        results = [_measured(fitted.logits(split), split, with_confusion=trial.fold is None) for split in splits]
         seconds = time.perf_counter() - start
-        return [Score(accuracy, None, fitted.params, flops, 1, seconds) for accuracy in hits]
+        return [Score(**own, params=fitted.params, flops=flops, epochs=1, seconds=seconds) for own in results]
 
-    def _scored(self, trial: Trial) -> Split:
-        """The images that a training on all training images is scored on."""
-        return self.task.test if trial.other is None else trial.other.split
-
-    def _note(self, trials: Sequence[Trial], fits: Mapping[int, Fit]) -> None:
-        self.book.note({trials[i]: self._score(trials[i], fit) for i, fit in fits.items()})
-
-    def _score(self, trial: Trial, fit: Fit) -> Score:
+    def _score(
+        self, trial: Trial, fit: Fit, network: torch.nn.Module | None = None, split: Split | None = None
+    ) -> Score:
+        """What a fit came to: on a fold by its own validation scores, at last by a network on a split."""
+        if fit.diverged:
+            measured = dict.fromkeys(("accuracy", "balanced_accuracy", "loss"))
+        elif split is None:
+            measured = {"accuracy": fit.accuracy, "balanced_accuracy": fit.balanced_accuracy}
+            measured["loss"] = fit.validation_loss
+        else:
+            measured = _measured(logits_of(network, split.images), split, with_confusion=True)
         params, flops = cost_of(trial, self.backbone, self.parts)
-        return Score(fit.accuracy, fit.validation_loss, params, flops, fit.epochs, fit.seconds)
+        return Score(**measured, params=params, flops=flops, epochs=fit.epochs, seconds=fit.seconds)
+
+    def _note_pass(self, rows: dict[Trial, Row], trials: Sequence[Trial], fits: Mapping[int, Fit]) -> None:
+        rows |= self._noted({trials[i]: self._score(trials[i], fit) for i, fit in fits.items()})
+
+    def _noted(self, scores: Mapping[Trial, Score]) -> dict[Trial, Row]:
+        """Writes the rows of finished trials, in one transaction."""
+        rows = {t: self.keys.row(t, score, len(self.scored(t)), self._device) for t, score in scores.items()}
+        self.records.put(rows.values())
+        return rows
 
     def _tuned(self, trial: Trial, fit: Fit) -> TunedTask:
         provenance = {
             "task": self.task.name,
-            "task_fingerprint": self.book.fingerprints["task"],
-            "n_train": self.book.sizes(trial)[0],
+            "task_fingerprint": self.keys.fingerprints["task"],
+            "n_train": self.keys.trained_on(trial),
             "pixels": [self.image_size] * 2 if self.image_size else list(self.task.image_size),
             "seed": trial.seed,
             "recipe": trial.recipe.as_dict(),
             "versions": {name: version(name) for name in ("torch", "timm")} | {"python": platform.python_version()},
+            "device": self._device.type,
+            "threads": torch.get_num_threads(),
         }
-        siamese = trial.recipe.siamese and bool(trial.blocks)
-        own = (self.backbone, fit.blocks, fit.weights, self.task.classes, self.image_size, provenance)
-        return TunedTask(*own, siamese=siamese, head_depth=trial.recipe.head_depth, crop_size=self.task.image_size)
+        return TunedTask(
+            self.backbone,
+            fit.blocks,
+            fit.weights,
+            self.task.classes,
+            self.image_size,
+            provenance,
+            siamese=trial.recipe.siamese and bool(trial.blocks),
+            head_depth=trial.recipe.head_depth,
+            crop_size=self.task.image_size,
+        )
+
+    @property
+    def _device(self) -> torch.device:
+        return self.backbone.mean.device
 
     def _fold(self, number: int) -> tuple[Split, Split]:
         """Training and validation images of a fold, on the device if they fit."""
@@ -160,8 +197,61 @@ class Trainer:
 
     def _on_device(self, split: Split) -> Split:
         """The split with its images on the device, where they fit beside a pass."""
-        device = self.backbone.mean.device
-        if device.type != "cuda" or isinstance(split.images, StreamedImages):
+        if self._device.type != "cuda" or isinstance(split.images, StreamedImages):
             return split
-        fits = split.images.nbytes < free_bytes(device) / 2
-        return Split(split.images.to(device), split.labels) if fits else split
+        fits = split.images.nbytes < free_bytes(self._device) / 2
+        return Split(split.images.to(self._device), split.labels) if fits else split
+
+
+def usable_device(device: str | torch.device | None, dtype: torch.dtype = torch.float32) -> torch.device:
+    """The device, by default a GPU if there is one. Apple's computes no float64, so it is not picked for that.
+
+    Raises:
+        ValueError: one that isn't here, or that computes nothing ("meta").
+    """
+    if device is None:
+        apple = torch.backends.mps.is_available() and dtype != torch.float64
+        device = "cuda" if torch.cuda.is_available() else "mps" if apple else "cpu"
+    try:
+        usable = torch.device(device)
+        torch.empty(0, device=usable, dtype=dtype)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(f'device is {device!r}; it must be one that is here, e.g. "cpu" or "cuda" ({told})') from error
+    if usable.type == "meta":
+        raise ValueError(f'device is {device!r}, where nothing is computed; it must be one such as "cpu" or "cuda"')
+    return usable
+
+
+def check_images(backbone: Chain, task: Task, image_size: int | None) -> None:
+    """Sends one training image through the backbone, so that a wrong size fails now and not in the first pass."""
+    image = task.train.images[torch.tensor([0])].to(backbone.mean.device)
+    size = image_size or task.image_size[0]
+    try:
+        with torch.no_grad():
+            features = backbone(network_input(backbone, image, image_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        wanted = backbone.input_size[-1]
+        raise ValueError(
+            f"{backbone.name} can't take images of {size} pixels ({error}); it was made for {wanted}: "
+            f"give Recipe(image_size={wanted})"
+        ) from error
+    if tuple(features.shape) != (1, backbone.num_features) or not features.isfinite().all():
+        raise ValueError(
+            f"{backbone.name} gives features of shape {tuple(features.shape)} that are "
+            f"{'' if features.isfinite().all() else 'not '}finite; expected finite ones of (1, {backbone.num_features})"
+        )
+
+
+def _measured(logits: torch.Tensor, split: Split, with_confusion: bool) -> dict[str, object]:
+    """What logits (n, classes) come to on a split; nothing where any of them is not finite."""
+    logits, labels, classes = logits.cpu().double(), split.labels.cpu(), logits.shape[1]
+    names = ("accuracy", "balanced_accuracy", "loss", "confusion")
+    if not logits.isfinite().all():
+        return dict.fromkeys(names)
+    counts = torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).reshape(classes, classes)
+    present = counts.sum(1) > 0
+    balanced = (counts.diagonal()[present] / counts.sum(1)[present]).double().mean().item()
+    accuracy = (logits.argmax(1) == labels).double().mean().item()
+    filled = [[*place, int(counts[tuple(place)])] for place in counts.nonzero().tolist()] if with_confusion else None
+    return dict(zip(names, (accuracy, balanced, F.cross_entropy(logits, labels).item(), filled), strict=True))

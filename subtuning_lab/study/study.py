@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from subtuning_lab.data.arrays import check_number
 from subtuning_lab.data.task import Split, Task
+from subtuning_lab.engine.fit import ENGINES
+from subtuning_lab.engine.memory import Prepared
 from subtuning_lab.engine.recipe import Recipe, check_recipes, recipe_grid
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import BN_MODES, Chain, count_parameters, frozen_copy, in_order
 from subtuning_lab.nets.flops import part_table
-from subtuning_lab.study.keys import Scorebook
-from subtuning_lab.study.records import Records
-from subtuning_lab.study.runner import Trainer
-from subtuning_lab.study.study_checks import check_images, check_other, check_seeds, check_types, usable_device
-from subtuning_lab.study.trials import Arm, Method, OtherImages, TestResult, Trial
+from subtuning_lab.search.candidates import chosen_rows
+from subtuning_lab.study.keys import Candidate, Keys, Method, OtherImages, Trial, check_other
+from subtuning_lab.study.records import Records, Row
+from subtuning_lab.study.results import TestResult, confusion_table
+from subtuning_lab.study.runner import Runner, check_images, usable_device
+from subtuning_lab.utils.validation import AnyOf, Flag, Has, Is, OneOf, Rule, Several, Whole, checked
+from subtuning_lab.utils.validation import Blocks as BlocksRule
 
 Blocks = Iterable[str] | Literal["all"]
+SCORES = ("accuracy", "balanced_accuracy", "loss")
+_COLUMNS = ["fold", "seed", "accuracy", "loss", "params", "flops", "epochs", "seconds"]
+_OF_RECIPE = ["lr", "head_lr", "weight_decay", "bn"]
+_OF_ROW = ["balanced_accuracy", "status", "device", "threads"]
+_SUBSETS = Several(BlocksRule(), least=0)
+_METHOD = Has(("fit", "settings", "name"), "a method such as Head2Toe()")
+_WHAT = AnyOf((BlocksRule(), _METHOD))
+_RULES: dict[str, Rule] = {
+    "backbone": Is(Chain),
+    "task": Is(Task),
+    "recipe": AnyOf((Is(Recipe), Several(Is(Recipe)))),
+    "folds": Whole(1),
+    "seeds": Several(Whole(0, 2**63 - 1), unique=True),
+    "records": Is((str, Path, Records), none=True),
+    "device": Is((str, torch.device), none=True),
+    "engine": OneOf(ENGINES),
+    "memory_limit": Whole(none=True),
+    "progress": AnyOf((Flag(), Is(Callable))),
+    "score": OneOf(SCORES),
+}
 
 
 class Study:
@@ -36,19 +61,25 @@ class Study:
         backbone: the pretrained chain; a frozen copy is taken.
         task: images and labels.
         recipe: how subsets are trained; or several, of which each subset is trained with all and counts with the one
-            that has the best mean fold accuracy: the same choice for every subset, full finetuning included.
+            that scores best on the folds: the same choice for every subset, full finetuning included.
         folds: at least 2 for cross-validation; 1 for a single split (the task's validation part, or 20 %).
         seeds: of readout, order and augmentation; every subset is trained once per fold and seed.
         records: SQLite file, a `Records`, or None for this session only. What is there is not computed again.
-        device: by default the GPU if there is one.
+        device: by default the GPU if there is one ("mps" for float32 only).
         engine: "one_pass" or "sequential".
         memory_limit: bytes for one pass; by default most of what is free.
         progress: whether to show it; a function is called with (trained, total) steps instead, and may raise to stop.
+        score: what recipes and blocks are chosen by: "accuracy", "balanced_accuracy" (mean over the classes of each
+            one's accuracy: where some are rare), or "loss" (cross-entropy, of which less is better).
 
     Raises:
         TypeError, ValueError: wrong arguments; images that the backbone can't take; weights that give no numbers.
+        RecordsError: records that can't be read or written.
     """
 
+    rules: ClassVar[dict[str, Rule]] = _RULES
+
+    @checked(**_RULES)
     def __init__(
         self,
         backbone: Chain,
@@ -62,22 +93,20 @@ class Study:
         engine: str = "one_pass",
         memory_limit: int | None = None,
         progress: bool | Callable[[int, int], None] = True,
+        score: str = "accuracy",
     ):
-        check_types(backbone, task, engine)
-        check_number("folds", folds, 1)
-        check_number("memory_limit", memory_limit, 0)
-        self.recipes, self.seeds = check_recipes(recipe), check_seeds(seeds)
-        self.task, self.n_folds, self.progress = task, folds, progress
-        self.device = usable_device(device)
+        self.recipes, self.seeds = check_recipes(recipe), tuple(map(int, seeds))
+        self.task, self.n_folds, self.progress, self.score = task, int(folds), progress, score
+        self.device = usable_device(device, backbone.mean.dtype)
         self.backbone = frozen_copy(backbone).to(self.device)
-        self.records = records if isinstance(records, Records) else Records(records or ":memory:")
-        self._folds = task.folds(folds)
-        self._others: dict[Split, OtherImages] = {}
         size = self.recipes[0].image_size
         check_images(self.backbone, task, size)
-        self._book = Scorebook(self.records, backbone, task, self._folds, self.device, size)
-        self.parts = part_table(backbone, size or task.image_size)
-        self._trainer = Trainer(self.backbone, task, self._folds, self._book, self.parts, size, engine, memory_limit)
+        self.records = records if isinstance(records, Records) else Records(records or ":memory:")
+        self.parts, parts = part_table(backbone, size or task.image_size), task.folds(self.n_folds)
+        keys, prepared = Keys(backbone, task, parts, size), Prepared(self.backbone)
+        shared = (self.backbone, prepared, task, parts, self.records, keys, self.parts, size)
+        self._runner = Runner(*shared, engine, memory_limit)
+        self._others: dict[Split, OtherImages] = {}
 
     @property
     def block_names(self) -> tuple[str, ...]:
@@ -99,9 +128,46 @@ class Study:
         """One line for figures: backbone, task, number of training images."""
         return f"{self.backbone.name} on {self.task.name}, {len(self.task.train)} training images"
 
+    @checked(blocks=BlocksRule())
     def count_parameters(self, blocks: Blocks) -> int:
         """Parameters of a subset, the readout not counted."""
         return count_parameters(self.backbone, blocks)
+
+    @checked(**{name: _RULES[name].or_none() for name in ("task", "recipe", "folds", "seeds", "progress", "score")})
+    def with_(
+        self,
+        *,
+        task: Task | None = None,
+        recipe: Recipe | Sequence[Recipe] | None = None,
+        folds: int | None = None,
+        seeds: Sequence[int] | None = None,
+        progress: bool | Callable[[int, int], None] | None = None,
+        score: str | None = None,
+    ) -> Study:
+        """The same study with other arguments; backbone and records are shared, and this one stays as it is.
+
+        Args:
+            task: another one; with the same training images, scores on folds stay known, so that
+                `with_(task=replace(task, test=None))` is a study that holds no test images and does the same.
+            recipe, folds, seeds, progress, score: as for `Study`; None keeps this study's.
+        """
+        other = copy.copy(self)
+        other.recipes = self.recipes if recipe is None else check_recipes(recipe)
+        other.seeds = self.seeds if seeds is None else tuple(map(int, seeds))
+        other.progress = self.progress if progress is None else progress
+        other.score, other.n_folds, other.task = score or self.score, int(folds or self.n_folds), task or self.task
+        size, known = other.recipes[0].image_size, self._runner
+        if other.task is self.task and other.n_folds == self.n_folds and size == known.image_size:
+            return other
+        check_images(self.backbone, other.task, size)
+        hidden = other.task.test is None and replace(self.task, test=None).fingerprint == other.task.fingerprint
+        parts = other.task.folds(other.n_folds)
+        same = hidden and other.n_folds == self.n_folds and size == known.image_size
+        keys = known.keys if same else Keys(self.backbone, other.task, parts, size)
+        other.parts = part_table(self.backbone, size or other.task.image_size)
+        changed = {"task": other.task, "folds": parts, "keys": keys, "parts": other.parts, "image_size": size}
+        other._runner, other._others = replace(known, **changed), {}
+        return other
 
     def variant(self, **choices: Any) -> Study:
         """The same study with other values in every recipe; records are shared.
@@ -111,102 +177,101 @@ class Study:
                 `variant(params="bias", lr=[1e-3, 1e-2])`.
 
         Raises:
-            ValueError: an unknown field, a value out of its range, or another `image_size`.
+            TypeError, ValueError: an unknown field, a value out of its range.
         """
         lists = {name: value if isinstance(value, list) else [value] for name, value in choices.items()}
-        recipes = dict.fromkeys(own for recipe in self.recipes for own in recipe_grid(recipe, **lists))
-        other = copy.copy(self)
-        other.recipes = check_recipes(list(recipes))
-        if other.recipes[0].image_size != self.recipes[0].image_size:
-            raise ValueError("image_size can't be changed in a variant; make another Study")
-        return other
+        recipes = dict.fromkeys(one for recipe in self.recipes for one in recipe_grid(recipe, **lists))
+        return self.with_(recipe=list(recipes))
 
-    def scores(self, subsets: Sequence[Blocks]) -> pd.DataFrame:
+    @checked(subsets=_SUBSETS, nested=Flag())
+    def scores(self, subsets: Sequence[Blocks], nested: bool = True) -> pd.DataFrame:
         """Fold scores of subsets, each with its best recipe, computed where no record has them.
 
         Args:
             subsets: part names each; [] is linear probing, "all" full finetuning.
+            nested: of several recipes, each fold's is chosen on the other folds, so that subsets are compared by scores
+                that nothing was chosen by. False: the one that is best on all folds, with its optimistic scores; so it
+                is for one fold, too.
 
         Returns:
             One row per subset, seed and fold, in this order: `blocks` (tuple in the network's order), `fold`, `seed`,
             `accuracy` in [0, 1], `loss`, `params` that were trained, `flops` of the training, `epochs`, `seconds`,
-            and the recipe's `lr`, `head_lr`, `weight_decay` and `bn`.
+            the recipe's `lr`, `head_lr`, `weight_decay` and `bn`, `balanced_accuracy`, `status` ("ok", or "diverged"
+            with no accuracy), `device` and `threads` that the training ran with, and `score`: what is chosen by, larger
+            is better (minus the loss).
         """
-        table = self.all_scores(subsets)
-        means = _mean_accuracy(table, ["blocks", "recipe"]).reset_index()
-        best = means.loc[means.groupby("blocks", sort=False)["accuracy"].idxmax(), ["blocks", "recipe"]]
-        return table.merge(best).drop(columns="recipe")
+        candidates = self.candidates(subsets)
+        trials = self._trials(candidates)
+        table = self._table(trials, self._runner.on_folds(trials, self.progress))
+        return chosen_rows(self._with_recipes(table, candidates), nested=nested)
 
+    @checked(subsets=_SUBSETS)
     def all_scores(self, subsets: Sequence[Blocks]) -> pd.DataFrame:
         """As `scores`, with the rows of every recipe; `recipe` is its place among the distinct ones of a subset."""
-        arms = self.arms(subsets)
-        table = self.arm_scores(arms)
-        places = [self._recipes_of(arm.blocks).index(arm.recipe) for arm in arms]
-        return table.assign(recipe=table.pop("arm").map(places.__getitem__))
+        candidates = self.candidates(subsets)
+        trials = self._trials(candidates)
+        return self._with_recipes(self._table(trials, self._runner.on_folds(trials, self.progress)), candidates)
 
-    def arms(self, subsets: Sequence[Blocks]) -> list[Arm]:
+    @checked(subsets=_SUBSETS)
+    def candidates(self, subsets: Sequence[Blocks]) -> list[Candidate]:
         """Every distinct subset with each of its recipes."""
         distinct = dict.fromkeys(in_order(self.backbone, blocks) for blocks in subsets)
-        return [Arm(blocks, recipe) for blocks in distinct for recipe in self._recipes_of(blocks)]
+        return [Candidate(blocks, recipe) for blocks in distinct for recipe in self._recipes_of(blocks)]
 
-    def arm_scores(
+    @checked(
+        candidates=Several(Is(Candidate), least=0),
+        folds=Several(Whole(), none=True),
+        seeds=Several(Whole(), none=True),
+        epochs=Whole(1, none=True),
+    )
+    def candidate_scores(
         self,
-        arms: Sequence[Arm],
+        candidates: Sequence[Candidate],
         folds: Sequence[int] | None = None,
         seeds: Sequence[int] | None = None,
         epochs: int | None = None,
     ) -> pd.DataFrame:
-        """Fold scores of arms, computed where no record has them.
+        """Fold scores of candidates, computed where no record has them.
 
         Args:
-            arms: of `arms`.
+            candidates: of `candidates`.
             folds, seeds: which of the study's; None means all.
             epochs: of a shorter training with a schedule of its own; None means all.
 
         Returns:
-            Rows as of `scores`, for each arm, seed and fold; `arm` is the arm's place in the list.
+            Rows as of `scores`, for each candidate, seed and fold; `candidate` is the candidate's place in the list.
 
         Raises:
             ValueError: folds or seeds that the study doesn't have, or epochs out of range.
         """
-        check_number("epochs", epochs, 1, self.epochs)
-        folds = self._known("folds", folds, range(self.n_folds))
-        seeds = self._known("seeds", seeds, self.seeds)
-        trained = [arm if epochs is None else Arm(arm.blocks, replace(arm.recipe, epochs=epochs)) for arm in arms]
-        trials = [Trial(arm.blocks, arm.recipe, seed, fold) for arm in trained for seed in seeds for fold in folds]
-        found = self._book.found(trials)
-        missing = [trial for trial in dict.fromkeys(trials) if trial not in found]
-        self._trainer.score_on_folds(missing, self.progress)
-        per_arm = len(seeds) * len(folds)
-        return self._book.table(trials).assign(arm=[i // per_arm for i in range(len(trials))])
+        Whole(1, self.epochs, none=True).check("epochs", epochs)
+        trials = self._trials(candidates, folds, seeds, epochs)
+        table = self._table(trials, self._runner.on_folds(trials, self.progress))
+        return table.assign(candidate=_places(len(trials), len(candidates)))
 
+    @checked(methods=Several(_METHOD, least=0))
     def method_scores(self, methods: Sequence[Method]) -> pd.DataFrame:
         """Fold scores of methods that are no subsets, computed where no record has them.
 
         Returns:
             Rows as of `scores`, for each method, seed and fold; `method` is the method's place in the list.
         """
-        trials = [
-            Trial((), None, seed, fold, method)
-            for method in methods
-            for seed in self.seeds
-            for fold in range(self.n_folds)
-        ]
-        found = self._book.found(trials)
-        self._trainer.score_on_folds([trial for trial in trials if trial not in found], self.progress)
-        per_method = len(self.seeds) * self.n_folds
-        return self._book.table(trials).assign(method=[i // per_method for i in range(len(trials))])
+        folds = range(self.n_folds)
+        trials = [Trial((), None, seed, fold, method) for method in methods for seed in self.seeds for fold in folds]
+        table = self._table(trials, self._runner.on_folds(trials, self.progress))
+        return table.assign(method=_places(len(trials), len(methods)))
 
+    @checked(blocks=BlocksRule())
     def recipe_of(self, blocks: Blocks) -> Recipe:
-        """The recipe that a subset counts with: the best on the folds, where there are several."""
+        """The recipe that a subset counts with: the best on all folds, where there are several."""
         names = in_order(self.backbone, blocks)
         recipes = self._recipes_of(names)
-        return (
-            recipes[0]
-            if len(recipes) == 1
-            else recipes[int(_mean_accuracy(self.all_scores([names]), "recipe").idxmax())]
-        )
+        if len(recipes) == 1:
+            return recipes[0]
+        rows = self.all_scores([names])
+        return recipes[chosen_rows(rows.assign(place=rows["recipe"]), nested=False)["place"].iloc[0]]
 
+    @checked(blocks=BlocksRule(), seed=Whole(none=True))
     def fit(self, blocks: Blocks, seed: int | None = None) -> TunedTask:
         """Trains a subset on all training images.
 
@@ -215,29 +280,32 @@ class Study:
         Args:
             blocks: the subset; [] is linear probing, "all" full finetuning.
             seed: by default the study's first.
-        """
-        names, seed = in_order(self.backbone, blocks), self.seeds[0] if seed is None else seed
-        trial = Trial(names, self.recipe_of(names), seed, None)
-        ((_, tuned, _),) = self._trainer.fit([trial], self.progress)
-        return replace(tuned, scores=self._known_scores(trial))
 
-    def test(self, what: Blocks | Method, beside: Split | None = None) -> TestResult:
+        Raises:
+            ValueError: the training diverged.
+        """
+        names, seed = in_order(self.backbone, blocks), self.seeds[0] if seed is None else int(seed)
+        trial = Trial(names, self.recipe_of(names), seed, None)
+        return replace(self._runner.tuned(trial, self.progress), scores=self._known_scores(trial))
+
+    @checked(what=_WHAT, also_on=Is(Split, none=True))
+    def test(self, what: Blocks | Method, also_on: Split | None = None) -> TestResult:
         """Trains a subset, or a method, on all training images, once per seed, and scores it on the test split.
 
         Every call counts as a use of the test split, also where records already hold its score.
 
         Args:
             what: the subset or the method.
-            beside: further images, scored by the same trainings; `accuracy_on` then reads what they say.
+            also_on: further images, scored by the same trainings; `accuracy_on` then reads what they say.
 
         Raises:
-            ValueError: the task has no test split, or `beside` is what `accuracy_on` refuses.
+            ValueError: the task has no test split, or `also_on` is what `accuracy_on` refuses.
         """
         if self.task.test is None:
             raise ValueError(f"task {self.task.name} has no test split")
-        others = [None] if beside is None else [None, self._other(beside)]
-        return self._at_last(what, others)
+        return self._at_last(what, [None] if also_on is None else [None, self._other(also_on)])
 
+    @checked(what=_WHAT, split=Is(Split))
     def accuracy_on(self, what: Blocks | Method, split: Split) -> TestResult:
         """As `test`, on other images with the same classes: what an adapted network still does elsewhere.
 
@@ -262,36 +330,91 @@ class Study:
         else:
             names = in_order(self.backbone, what)
             trainings = [Trial(names, self.recipe_of(names), seed, None) for seed in self.seeds]
-        uses = self._book.count_test(others[0])
+        uses = self.records.count_test(self._runner.keys.key_of_uses(others[0]))
         trials = [replace(training, other=other) for other in others for training in trainings]
-        found = self._book.found(trials)
-        self._trainer.score_at_last([trial for trial in trials if trial not in found], self.progress)
-        rows, own = self._book.found(trials), trials[: len(trainings)]
-        accuracies = tuple(rows[trial]["accuracy"] for trial in own)
-        return TestResult(own[0].blocks, accuracies, self._book.sizes(own[0])[1], uses)
+        found = self._runner.at_last(trials, self.progress)
+        rows = [found[trial] for trial in trials[: len(trainings)]]
+        values = {name: tuple(math.nan if row[name] is None else row[name] for row in rows) for name in SCORES}
+        return TestResult(
+            trials[0].blocks,
+            values["accuracy"],
+            len(self._runner.scored(trials[0])),
+            uses,
+            values["balanced_accuracy"],
+            values["loss"],
+            confusion_table([row["confusion"] for row in rows], self.task.classes),
+        )
 
     def _known_scores(self, trial: Trial) -> dict[str, float]:
         """Mean, spread and number of a subset's fold scores, where the records have them all."""
         trials = [replace(trial, seed=seed, fold=fold) for seed in self.seeds for fold in range(self.n_folds)]
-        found = pd.Series([row["accuracy"] for row in self._book.found(trials).values()], dtype=float)
-        if len(found) < max(2, len(trials)):
+        rows, missing = self._runner.known(trials)
+        values = pd.Series([row["accuracy"] for row in rows.values()], dtype=float)
+        if missing or len(values) < 2 or values.isna().any():
             return {}
-        return {"fold accuracy": found.mean(), "fold std": found.std(), "n": len(found)}
+        return {"fold accuracy": values.mean(), "fold std": values.std(), "n": len(values)}
 
-    def _known(self, name: str, chosen: Sequence[int] | None, own: Sequence[int]) -> list[int]:
-        """The chosen folds or seeds, all of them for None."""
-        unknown = sorted(set(chosen or ()) - set(own))
-        if unknown or (chosen is not None and not len(chosen)):
-            raise ValueError(f"{name} is {chosen!r}; this study has {', '.join(map(str, own))}")
-        return list(own if chosen is None else chosen)
+    def _trials(
+        self,
+        candidates: Sequence[Candidate],
+        folds: Sequence[int] | None = None,
+        seeds: Sequence[int] | None = None,
+        epochs: int | None = None,
+    ) -> list[Trial]:
+        folds, seeds = _some("folds", folds, range(self.n_folds)), _some("seeds", seeds, self.seeds)
+        shorter = {} if epochs is None else {"epochs": int(epochs)}
+        trained = [(one.blocks, replace(one.recipe, **shorter) if shorter else one.recipe) for one in candidates]
+        return [Trial(blocks, recipe, seed, fold) for blocks, recipe in trained for seed in seeds for fold in folds]
+
+    def _table(self, trials: Sequence[Trial], rows: dict[Trial, Row]) -> pd.DataFrame:
+        """One row per trial with what it was and its score."""
+        content = [rows[trial] for trial in trials]
+        table = pd.DataFrame([[row[name] for name in _COLUMNS] for row in content], columns=_COLUMNS)
+        table.insert(0, "blocks", [trial.blocks for trial in trials])
+        for name in _OF_RECIPE:
+            table[name] = [getattr(trial.recipe, name, None) for trial in trials]
+        for name in _OF_ROW:
+            table[name] = [row[name] for row in content]
+        numbers = ["accuracy", "loss", "balanced_accuracy"]
+        table[numbers] = table[numbers].astype(float)
+        _warn_of_mixture(table)
+        return table.assign(score=-table["loss"] if self.score == "loss" else table[self.score])
+
+    def _with_recipes(self, table: pd.DataFrame, candidates: Sequence[Candidate]) -> pd.DataFrame:
+        """The table of candidates with the number of each one's recipe among those of its subset."""
+        numbers = [self._recipes_of(one.blocks).index(one.recipe) for one in candidates]
+        return table.assign(recipe=[numbers[i] for i in _places(len(table), len(candidates))])
 
     def _recipes_of(self, blocks: tuple[str, ...]) -> list[Recipe]:
         """The distinct recipes for a subset: what it doesn't depend on is set to one value."""
-        norms = [m for name in blocks for m in self.backbone.part(name).modules() if isinstance(m, _BatchNorm)]
-        recipes = [own if norms else replace(own, bn=BN_MODES[0]) for own in self.recipes]
-        return list(dict.fromkeys(recipes if blocks else [own.for_probing() for own in recipes]))
+        norms = any(isinstance(m, _BatchNorm) for name in blocks for m in self.backbone.part(name).modules())
+        recipes = [one if norms else replace(one, bn=BN_MODES[0]) for one in self.recipes]
+        return list(dict.fromkeys(recipes if blocks else [one.for_probing() for one in recipes]))
 
 
-def _mean_accuracy(table: pd.DataFrame, by: str | list[str]) -> pd.Series:
-    """Means that rounding doesn't tell apart: of equal recipes the first one counts."""
-    return table.groupby(by, sort=False)["accuracy"].mean().round(12)
+def _some(name: str, chosen: Sequence[int] | None, known: Sequence[int]) -> list[int]:
+    """The chosen folds or seeds, all of them for None."""
+    if set(() if chosen is None else chosen) - set(known):
+        raise ValueError(f"{name} is {list(chosen)!r}; this study has {', '.join(map(str, known))}")
+    return list(known) if chosen is None else [int(one) for one in chosen]
+
+
+def _places(rows: int, groups: int) -> list[int]:
+    """The number of each row's group, all groups being of one size."""
+    return [i * groups // rows for i in range(rows)]
+
+
+def _warn_of_mixture(table: pd.DataFrame) -> None:
+    """Says where one table holds scores that were computed on other devices, or with other numbers of threads."""
+    threads = table["threads"].where(table["device"] == "cpu")  # a GPU's results don't depend on them
+    kinds = pd.DataFrame({"device": table["device"], "threads": threads}).value_counts(dropna=False, sort=False)
+    if len(kinds) > 1:
+        said = [
+            f"{count} on {device}" + ("" if pd.isna(threads) else f" with {int(threads)} threads")
+            for (device, threads), count in kinds.items()
+        ]
+        warnings.warn(
+            f"scores computed in different ways stand in one table: {', '.join(said)}. They agree but for rounding, "
+            "which training can magnify; the columns device and threads tell which is which",
+            stacklevel=4,
+        )

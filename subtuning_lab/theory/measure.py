@@ -16,7 +16,7 @@ from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import in_order
 from subtuning_lab.nets.heads import Start
 from subtuning_lab.nets.inputs import logits_of
-from subtuning_lab.search.profiles import summarize
+from subtuning_lab.search.candidates import summarize
 from subtuning_lab.search.statistics import rank_correlation
 from subtuning_lab.study.study import Blocks, Study
 from subtuning_lab.theory.bounds import (

@@ -12,11 +12,12 @@ UNFINISHED = ".unfinished"  # how the names of files end that are still being wr
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, keep: bool = False) -> Iterator[Path]:
     """A new file beside `path` to write to; it takes the place of `path` when the block ends without an error.
 
     Readers see the old content or the new, never a part of it; threads and processes that write the same path at once
-    don't disturb each other, and the last one's content stays. A kill leaves a file that ends in `UNFINISHED`.
+    don't disturb each other, and the last one's content stays; with `keep` it is the first one's, for files that are
+    only made where there is none. A kill leaves a file that ends in `UNFINISHED`.
 
     Raises:
         OSError: of the kind that the system gave, with the path and what to do.
@@ -30,7 +31,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield part
         part.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
         _sync(part)
-        os.replace(part, path)
+        if keep:
+            _link(part, path)
+        else:
+            os.replace(part, path)
         _sync(path.parent)
     except OSError as error:
         told = type(error)(f"{path} can't be written: {error.strerror or error}; make room for it or name another path")
@@ -53,6 +57,17 @@ def sweep(folder: str | Path) -> list[Path]:
     for path in left:
         path.unlink(missing_ok=True)
     return left
+
+
+def _link(part: Path, path: Path) -> None:
+    """Gives a file its name unless there is such a file; not every file system knows links."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return
+    except OSError:
+        if not path.exists():
+            os.replace(part, path)
 
 
 def _sync(path: Path) -> None:

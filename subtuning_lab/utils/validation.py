@@ -219,6 +219,49 @@ class Is(Rule):
 
 
 @dataclass(frozen=True)
+class Has(Rule):
+    """Anything that has some attributes, such as whatever scores subsets as a study does.
+
+    Args:
+        names: of the attributes.
+        allowed: what that is, in words.
+    """
+
+    names: tuple[str, ...]
+    allowed: str
+    none: bool = False
+
+    def error_of(self, value: object) -> type[Exception] | None:
+        is_class = isinstance(value, type)
+        return TypeError if is_class or any(not hasattr(value, name) for name in self.names) else None
+
+    def wrong(self) -> Iterator[object]:
+        yield from super().wrong()
+        yield from (object(), "text", 5)
+
+
+@dataclass(frozen=True)
+class AnyOf(Rule):
+    """What one of several rules allows."""
+
+    rules: tuple[Rule, ...]
+    none: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """All of them in words."""
+        return ", or ".join(rule.allowed for rule in self.rules)
+
+    def error_of(self, value: object) -> type[Exception] | None:
+        errors = [rule.error_of(value) for rule in self.rules]
+        return None if None in errors else errors[0]
+
+    def wrong(self) -> Iterator[object]:
+        yield from super().wrong()
+        yield from (value for value in self.rules[0].wrong() if value is not None and self.error_of(value))
+
+
+@dataclass(frozen=True)
 class Several(Rule):
     """A list, tuple or alike of values that fit a rule; no string, and no generator, which could be read only once.
 

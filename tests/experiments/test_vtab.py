@@ -195,7 +195,7 @@ def test_what_has_no_sense_is_refused():
         protocol(task=replace(official(), test=None))
     with pytest.raises(ValueError, match="no block block9"):
         protocol({"typo": lambda study: ["block9"]})
-    with pytest.raises(TypeError, match="task is a str"):
+    with pytest.raises(TypeError, match="task is 'vtab-cifar100'; it must be a Task"):
         vtab_protocol(tiny_chain(), "vtab-cifar100", RECIPE, SUBSETS)
 
 

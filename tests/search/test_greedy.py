@@ -12,7 +12,7 @@ from pandas.testing import assert_frame_equal
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.search.exhaustive import best_window, exhaustive_search
 from subtuning_lab.search.greedy import COLUMNS, greedy_subtuning
-from subtuning_lab.search.significance import SignificantGain, holm, paired_p
+from subtuning_lab.search.significance import SignificantGain, fold_difference, holm
 from subtuning_lab.study.study import Study
 from tests.helpers import tiny_chain, tiny_task
 
@@ -42,6 +42,9 @@ class Lookup:
         return pd.DataFrame(
             rows, columns=["blocks", "fold", "seed", "accuracy", "params", "flops", "epochs", "seconds"]
         )
+
+    def all_scores(self, subsets):
+        return self.scores(subsets)
 
     def count_parameters(self, blocks):
         return sum(self.params.get(name, 10) for name in blocks)
@@ -258,7 +261,7 @@ def test_a_rule_keeps_only_what_is_significantly_better():
     tested = greedy_subtuning(study, keep=SignificantGain())
     assert tested.blocks == ("b1",) and greedy_subtuning(study).blocks == ("b1", "b2")
     rows = dict(iter(study.scores([(), ("b1",), ("b2",)]).groupby("blocks")))
-    expected = holm([paired_p(rows["b1",], rows[()]), paired_p(rows["b2",], rows[()])])
+    expected = holm([fold_difference(rows[name,], rows[()]).p for name in ("b1", "b2")])
     assert tested.trace["p"].tolist()[1:3] == expected
 
 
@@ -336,15 +339,17 @@ def test_a_scorer_that_leaves_a_subset_out_is_told():
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        ({"epsilon": -0.01}, ValueError, "epsilon is -0.01.*at least 0, or -inf"),
+        ({"epsilon": -0.01}, ValueError, "epsilon is -0.01.*at least 0 and at most 1, or one of inf, -inf"),
         ({"epsilon": math.nan}, ValueError, "epsilon is nan"),
         ({"epsilon": "0"}, TypeError, "epsilon is '0'"),
         ({"epsilon": True}, TypeError, "epsilon is True"),
-        ({"max_blocks": 0}, ValueError, "max_blocks is 0; it must be from 1 to 3"),
-        ({"max_blocks": 4}, ValueError, "max_blocks is 4; it must be from 1 to 3"),
+        ({"epsilon": 50}, ValueError, "epsilon is 50"),
+        ({"max_blocks": 0}, ValueError, "max_blocks is 0; it must be a whole number at least 1"),
+        ({"max_blocks": 4}, ValueError, "max_blocks is 4; it must be .* at least 1 and at most 3"),
         ({"max_blocks": 1.0}, TypeError, "max_blocks is 1.0"),
         ({"direction": "up"}, ValueError, "direction is 'up'.*forward, backward, both"),
-        ({"keep": 0.05}, TypeError, "keep is a float"),
+        ({"keep": 0.05}, TypeError, "keep is 0.05; it must be a SignificantGain or None"),
+        ({"race": "race"}, TypeError, "race is 'race'; it must be a Race or Halving or None"),
     ],
 )
 def test_wrong_arguments_are_told_before_anything_is_scored(arguments, error, message):
@@ -356,10 +361,10 @@ def test_wrong_arguments_are_told_before_anything_is_scored(arguments, error, me
 
 @pytest.mark.parametrize("size", [0, 4, 1.5, True, None])
 def test_sizes_out_of_range_are_refused(size):
-    with pytest.raises((ValueError, TypeError), match="size is .*from 1 to 3"):
+    with pytest.raises((ValueError, TypeError), match="size is .*whole number at least 1"):
         exhaustive_search(Lookup(3), size)
     if size is not None:
-        with pytest.raises((ValueError, TypeError), match="max_window is .*from 1 to 3"):
+        with pytest.raises((ValueError, TypeError), match="max_window is .*whole number at least 1"):
             best_window(Lookup(3), size)
     with pytest.raises(ValueError, match="epsilon"):
         greedy_subtuning(Lookup(3)).replay(-1)

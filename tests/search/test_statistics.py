@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from subtuning_lab.search.statistics import fold_error, rank_correlation, spearman
+from subtuning_lab.search.statistics import overlap_factor, rank_correlation, spearman
 
 
 def test_spearman_is_scipys_for_every_pair_of_columns():
@@ -38,5 +38,5 @@ def test_views_of_a_group_are_resampled_together_and_groups_apart():
 
 def test_the_error_of_five_folds_is_half_as_large_again_as_the_usual_one():
     values = [0.5, 0.6, 0.8, 0.7, 0.9]
-    assert fold_error(values) == pytest.approx(1.5 * stats.sem(values))
-    assert math.isnan(fold_error([0.5]))
+    assert np.std(values, ddof=1) * overlap_factor(5) == pytest.approx(1.5 * stats.sem(values))
+    assert math.isnan(overlap_factor(1)) and overlap_factor(2) == pytest.approx(math.sqrt(1.5))

@@ -49,10 +49,11 @@ def test_rows_come_back_as_they_went_in(records):
     records.put([ROW, ROW | {"key": "t", "split": "test", "fold": None, "loss": None, "accuracy": 1.0}])
     rows = records.get(["k", "t", "absent"])
     assert set(rows) == {"k", "t"}
-    assert {name: value for name, value in rows["k"].items() if name != "created"} == ROW
+    missing = {"status": "ok", "balanced_accuracy": None, "confusion": None, "threads": None}
+    assert {name: value for name, value in rows["k"].items() if name != "created"} == ROW | missing
     assert rows["t"]["fold"] is None and rows["t"]["loss"] is None
     table = records.table()
-    assert table["key"].tolist() == ["k", "t"] and set(table) == {*ROW, "created"}
+    assert table["key"].tolist() == ["k", "t"] and set(table) == {*ROW, *missing, "created"}
     assert table["blocks"].tolist() == [["block1"]] * 2
 
 
@@ -141,7 +142,7 @@ def newer_store(path: Path) -> None:
 FOREIGN = {
     "text": (lambda path: path.write_text("not a database " * 100), "is not a records file"),
     "another database": (foreign_database, "recipes_for_cakes"),
-    "a newer version": (newer_store, "version 99; this package reads up to 1"),
+    "a newer version": (newer_store, "version 99; this package reads up to 2"),
     "a folder": (Path.mkdir, "is not a records file"),
 }
 
@@ -248,7 +249,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     assert done.returncode == -signal.SIGKILL, done.stderr
     kept = Records(path).table()
     assert finished - 1 <= len(kept) <= finished  # linear probing shares its pass, so it may end with another
-    assert kept.drop(columns=["loss", "fold"]).notna().all(axis=None)
+    assert kept.drop(columns=["confusion"]).notna().all(axis=None)
 
     trained = []
     resumed = profile_of(path, progress=lambda now, total: trained.append((now, total)), memory_limit=1)
@@ -282,25 +283,25 @@ def test_a_run_that_is_stopped_keeps_finished_passes(tmp_path):
     assert trained[-1] == ((15 - kept) * STEPS,) * 2
 
 
-def test_a_training_that_diverges_is_recorded_with_its_missing_loss(tmp_path):
+def test_a_training_that_diverges_is_a_row_that_says_so(tmp_path):
     recipe = Recipe(epochs=2, batch_size=4, lr=1e30)
-    study = Study(
-        tiny_chain(), tiny_task(), recipe, folds=2, device="cpu", records=tmp_path / "r.sqlite", progress=False
-    )
+    options = {"folds": 2, "device": "cpu", "records": tmp_path / "r.sqlite", "progress": False}
+    study = Study(tiny_chain(), tiny_task(), recipe, **options)
     table = study.scores([["block1"]])
-    assert table["loss"].isna().all() and table["accuracy"].between(0, 1).all()
-    again = study.scores([["block1"]])
-    assert again.equals(table)
-    assert torch.isfinite(torch.tensor(table["accuracy"].to_numpy())).all()
+    assert table[["accuracy", "loss", "balanced_accuracy", "score"]].isna().all(axis=None)
+    assert table["status"].tolist() == ["diverged"] * 2 == study.records.table()["status"].tolist()
+    trained = []
+    again = Study(tiny_chain(), tiny_task(), recipe, **options | {"progress": lambda *step: trained.append(step)})
+    assert again.scores([["block1"]]).equals(table) and trained == [], "it is not tried again"
+    with pytest.raises(ValueError, match="training of block1 diverged; give a lower learning rate than 1e"):
+        study.fit(["block1"])
+    result = study.test(["block1"])
+    assert math.isnan(result.mean) and result.confusion is None
 
 
 def test_choices_come_back_and_keep_their_first_value(tmp_path):
-    """Also in a store that an earlier release made, without their table."""
-    Records(tmp_path / "r.sqlite").put([ROW])
-    with sqlite3.connect(tmp_path / "r.sqlite") as connection:
-        connection.execute("DROP TABLE choices")
     records = Records(tmp_path / "r.sqlite")
     assert records.get_choice("q") is None
     records.put_choice("q", {"images": [5, 2]}, {"seed": 0})
     records.put_choice("q", {"images": [1]}, {"seed": 0})
-    assert Records(tmp_path / "r.sqlite").get_choice("q") == {"images": [5, 2]} and len(records.table()) == 1
+    assert Records(tmp_path / "r.sqlite").get_choice("q") == {"images": [5, 2]}

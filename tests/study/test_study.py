@@ -1,17 +1,27 @@
 """A study: honest folds, complete keys, and numbers that anyone can recompute."""
 
+import math
+import sys
+import warnings
 from dataclasses import fields, replace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from sklearn import metrics
 
 import subtuning_lab.study.runner
 from subtuning_lab.baselines.head2toe import Head2Toe
 from subtuning_lab.data.task import Split, Task
 from subtuning_lab.engine.fit import fit_together
 from subtuning_lab.engine.recipe import Recipe
+from subtuning_lab.inference.tuned_task import TunedTask
+from subtuning_lab.search.candidates import chosen_rows
+from subtuning_lab.search.greedy import greedy_subtuning
 from subtuning_lab.search.profiles import finetuning_profile
 from subtuning_lab.study.records import Records
+from subtuning_lab.study.runner import usable_device
 from subtuning_lab.study.study import Study
 from tests.helpers import tiny_chain, tiny_split, tiny_task
 
@@ -166,8 +176,7 @@ def test_a_task_without_a_test_split_cannot_be_tested():
 def count_trainings(study: Study, subsets) -> int:
     """How many trainings the study needs for these subsets."""
     steps = []
-    study.progress = lambda trained, total: steps.append(total)
-    study.scores(subsets)
+    study.with_(progress=lambda trained, total: steps.append(total)).scores(subsets)
     return (steps[-1] if steps else 0) // (RECIPE.epochs * 2)  # 12 of 24 images, in batches of 8
 
 
@@ -193,6 +202,8 @@ CHANGED_FIELDS = {
     "siamese": True,
     "init": "random",
     "head_depth": 2,
+    "lora_targets": "attention",
+    "class_weights": "balanced",
 }
 
 
@@ -277,7 +288,7 @@ def test_each_subset_counts_with_its_best_recipe():
     recipes = [replace(RECIPE, lr=lr, bn=bn) for lr in (1e-1, 1e-5) for bn in ("batch", "frozen")]
     study = new_study(recipe=recipes, folds=3)
     subsets = [["block1"], [], "all"]
-    everything, best = study.all_scores(subsets), study.scores(subsets)
+    everything, best = study.all_scores(subsets), study.scores(subsets, nested=False)
     assert everything.groupby("blocks")["recipe"].nunique().to_dict() == {("block1",): 4, (): 2, study.part_names: 4}
     for blocks, rows in everything.groupby("blocks"):
         mean = rows.groupby("recipe")["accuracy"].mean()
@@ -296,27 +307,27 @@ def test_a_tuned_task_carries_the_fold_scores_that_are_known():
     assert told == pytest.approx({"fold accuracy": scores.mean(), "fold std": scores.std(), "n": 3})
 
 
-def test_arms_run_on_some_folds_and_for_fewer_epochs():
+def test_candidates_run_on_some_folds_and_for_fewer_epochs():
     store = Records(":memory:")
     study = new_study(folds=3, seeds=(0, 1), recipe=[RECIPE, replace(RECIPE, lr=1e-1)], records=store)
-    arms = study.arms([["block1"], []])
-    assert [arm.blocks for arm in arms] == [("block1",), ("block1",), (), ()]
-    some = study.arm_scores(arms[1:], folds=[2, 0], seeds=[1], epochs=1)
-    assert some[["arm", "seed", "fold", "epochs"]].to_numpy().tolist() == [
-        [arm, 1, fold, 1] for arm in range(3) for fold in (2, 0)
+    candidates = study.candidates([["block1"], []])
+    assert [one.blocks for one in candidates] == [("block1",), ("block1",), (), ()]
+    some = study.candidate_scores(candidates[1:], folds=[2, 0], seeds=[1], epochs=1)
+    assert some[["candidate", "seed", "fold", "epochs"]].to_numpy().tolist() == [
+        [place, 1, fold, 1] for place in range(3) for fold in (2, 0)
     ]
     assert len(store.table()) == 6
     short = new_study(folds=3, seeds=(1,), recipe=replace(RECIPE, lr=1e-1, epochs=1)).scores([["block1"]])
     assert some["accuracy"].tolist()[:2] == short["accuracy"].tolist()[2::-2]
-    everything = study.arm_scores(arms)
-    assert everything.drop(columns=["arm"]).equals(study.all_scores([["block1"], []]).drop(columns=["recipe"]))
+    everything = study.candidate_scores(candidates)
+    assert everything.drop(columns=["candidate"]).equals(study.all_scores([["block1"], []]).drop(columns=["recipe"]))
     for wrong, message in (
         ({"folds": [3]}, "folds is \\[3\\]"),
         ({"seeds": []}, "seeds is"),
         ({"epochs": 9}, "epochs"),
     ):
         with pytest.raises(ValueError, match=message):
-            study.arm_scores(arms, **wrong)
+            study.candidate_scores(candidates, **wrong)
 
 
 class Majority:
@@ -358,10 +369,11 @@ def test_of_recipes_that_tie_the_first_one_counts(monkeypatch):
     study = new_study(recipe=[replace(RECIPE, lr=lr) for lr in (1e-2, 1e-3)], folds=3)
     values = [0.1, 0.2, 0.3, 0.3, 0.2, 0.1]  # whose sums differ by rounding
     table = study.all_scores([["block1"]]).assign(accuracy=values)
+    table["score"] = table["accuracy"]
     monkeypatch.setattr(study, "all_scores", lambda subsets: table)
     assert sum(values[:3]) != sum(values[3:])
     assert study.recipe_of(["block1"]) == study.recipes[0]
-    assert study.scores([["block1"]])["lr"].tolist() == [1e-2] * 3
+    assert chosen_rows(table, nested=False)["lr"].tolist() == [1e-2] * 3
 
 
 def test_the_caller_keeps_his_backbone():
@@ -417,7 +429,7 @@ def test_other_images_have_records_of_their_own(monkeypatch):
 
 def test_images_beside_the_test_split_share_its_trainings(monkeypatch):
     study, other = new_study(), tiny_split(18, seed=8)
-    study.test(["block2"], beside=other)
+    study.test(["block2"], also_on=other)
     expected = new_study().accuracy_on(["block2"], other).accuracies
     monkeypatch.setattr(subtuning_lab.study.runner, "fit_together", None)
     assert study.accuracy_on(["block2"], other).accuracies == expected
@@ -433,7 +445,7 @@ def test_the_test_split_has_no_other_door():
         with pytest.raises(ValueError, match="test images of tiny; only Study.test"):
             study.accuracy_on([], split)
         with pytest.raises(ValueError, match="test images of tiny"):
-            study.test([], beside=split)
+            study.test([], also_on=split)
     assert study.records.test_uses() == 0
     study.accuracy_on([], mixed[0])  # a tenth: what a corruption may leave as it is
     with pytest.raises(ValueError, match=r"\(4, 4\); those of tiny are \(8, 8\)"):
@@ -454,3 +466,250 @@ def test_another_pretrained_readout_is_another_score_where_it_is_read():
     assert losses[0] != losses[1]
     with_random = [new_study(network, records=store).scores([[]])["loss"].tolist() for network in networks]
     assert with_random[0] == with_random[1] and len(store.table()) == 3 * 2
+
+
+# ---------------------------------------------------------------- the same study with other arguments
+
+
+def reachable(thing, seen):
+    """Every tensor that can be reached from an object."""
+    if id(thing) in seen or isinstance(thing, type | str | bytes | int | float):
+        return
+    seen[id(thing)] = thing
+    if isinstance(thing, torch.Tensor):
+        yield thing
+    inside = thing.items() if isinstance(thing, dict) else thing if isinstance(thing, list | tuple | set) else ()
+    for inner in [*inside, getattr(thing, "__dict__", None)]:
+        if inner is not None:
+            yield from reachable(inner, seen)
+
+
+def test_a_blind_study_holds_no_test_images_and_knows_every_score():
+    task = tiny_task(n_test=14)
+    study = new_study(task=task, seeds=(0, 1))
+    scores, steps = study.scores([["block1"], []]), []
+    blind = study.with_(task=replace(task, test=None), progress=lambda *step: steps.append(step))
+    assert not any(tensor.shape[:1] == (14,) for tensor in reachable(blind, {}))
+    assert any(tensor.shape[:1] == (14,) for tensor in reachable(study, {})), "the walk finds them where they are"
+    assert blind.scores([["block1"], []]).equals(scores) and steps == []
+    with pytest.raises(ValueError, match="no test split"):
+        blind.test([])
+    assert blind.with_(task=task).test([]).uses == 1 and study.test([]).uses == 2
+
+
+def test_a_study_with_other_arguments_is_what_a_new_one_is():
+    store = Records(":memory:")
+    study = new_study(records=store)
+    changes = {"folds": 3, "seeds": (5,), "recipe": replace(RECIPE, image_size=12), "task": tiny_task(seed=4)}
+    for name, value in changes.items():
+        other, new = study.with_(**{name: value}), new_study(**{name: value})
+        assert numbers(other.scores([["block2"]])).equals(numbers(new.scores([["block2"]]))), name
+        assert other.records is store and other.parts.equals(new.parts)
+    assert (study.n_folds, study.seeds, study.recipes, study.task.name) == (2, (0,), (RECIPE,), "tiny")
+    for wrong in ({"folds": 0}, {"seeds": ()}, {"seeds": (i for i in (0, 1))}, {"task": "digits"}, {"score": "f1"}):
+        with pytest.raises((TypeError, ValueError), match=f"{next(iter(wrong))} is "):
+            study.with_(**wrong)
+
+
+def test_every_score_is_looked_up_once(monkeypatch):
+    asked = []
+    get = Records.get
+    monkeypatch.setattr(Records, "get", lambda records, keys: asked.extend(keys) or get(records, keys))
+    study = new_study(recipe=[RECIPE, replace(RECIPE, lr=1e-1)], folds=3)
+    result = greedy_subtuning(study, -math.inf)
+    assert len(asked) == len(set(asked)) == 3 * 2 * len(result.trace)
+
+
+def test_from_a_profile_to_the_optimizers_step_are_six_calls(monkeypatch):
+    depths = []
+    real = torch.optim.AdamW.step
+
+    def step(optimizer, *given):
+        names = [frame.f_code.co_name for frame in frames() if "subtuning_lab" in frame.f_code.co_filename]
+        calls = [name for name in names if name != "checking"]  # what checks arguments around a function
+        depths.append(calls.index("finetuning_profile") + 1)
+        return real(optimizer, *given)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    finetuning_profile(new_study())
+    assert max(depths) <= 6
+
+
+def frames():
+    """Those of the running call, innermost first."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+# ---------------------------------------------------------------- recipes chosen on other folds
+
+
+def test_a_nested_score_is_of_the_recipe_that_is_best_on_the_other_folds():
+    recipes = [replace(RECIPE, lr=lr) for lr in (1e-1, 1e-2, 1e-5)]
+    study = new_study(recipe=recipes, folds=4, seeds=(0, 1))
+    rows, nested = study.all_scores([["block1"]]), study.scores([["block1"]])
+    assert nested[["seed", "fold"]].to_numpy().tolist() == [[seed, fold] for seed in (0, 1) for fold in range(4)]
+    by_recipe = rows.pivot_table(index=["seed", "fold"], columns="recipe", values="accuracy")
+    for row in nested.itertuples():
+        others = by_recipe[by_recipe.index.get_level_values("fold") != row.fold].mean().round(12)
+        assert row.accuracy == by_recipe.loc[(row.seed, row.fold), others.idxmax()]
+        assert row.lr == recipes[others.idxmax()].lr
+    best = study.scores([["block1"]], nested=False)["accuracy"].mean()
+    assert best == pytest.approx(by_recipe.mean().max())
+    one = new_study(recipe=recipes, folds=1)
+    assert one.scores([["block1"]]).equals(one.scores([["block1"]], nested=False)), "there are no other folds"
+
+
+def test_nested_scores_of_chance_are_no_better_than_chance():
+    """20 equal recipes: the best on all folds looks better than all are, the one chosen on other folds does not."""
+    random, optimistic, honest = np.random.default_rng(0), [], []
+    for _ in range(200):
+        values = random.normal(0.5, 0.05, size=(20, 5))
+        places = pd.MultiIndex.from_product([range(20), range(5)], names=["recipe", "fold"]).to_frame(index=False)
+        rows = places.assign(blocks=[("b",)] * 100, seed=0, accuracy=values.ravel())
+        optimistic.append(chosen_rows(rows, nested=False)["accuracy"].mean())
+        honest.append(chosen_rows(rows)["accuracy"].mean())
+    assert np.mean(optimistic) > 0.53 and abs(np.mean(honest) - 0.5) < 0.005
+
+
+def test_a_recipe_that_diverges_never_counts():
+    study = new_study(recipe=[replace(RECIPE, lr=1e30), RECIPE, replace(RECIPE, lr=1e25)])
+    subsets = [["block1"], ["block2"], []]
+    every = study.all_scores([["block1"]])
+    assert every["status"].tolist() == ["diverged"] * 2 + ["ok"] * 2 + ["diverged"] * 2
+    for nested in (True, False):
+        assert set(study.scores(subsets[:2], nested)["lr"]) == {RECIPE.lr}
+    assert study.recipe_of(["block1"]) == RECIPE and study.test(["block1"]).mean >= 0
+    profile = finetuning_profile(study.with_(recipe=replace(RECIPE, lr=1e30, head_lr=1e-2)))
+    shown = profile.table.set_index("kind")["accuracy"]
+    assert shown["blocks"].isna().all() and shown["linear probing"] > 0, "what diverged stands in the table"
+    with pytest.raises(ValueError, match="every training of 3 subsets diverged"):
+        profile.best()
+    greedy = greedy_subtuning(study.with_(recipe=replace(RECIPE, lr=1e30, head_lr=1e-2)), -math.inf)
+    assert greedy.blocks == () and greedy.trace["accuracy"].isna().tolist() == [False, True, True, True]
+
+
+# ---------------------------------------------------------------- what is chosen by
+
+
+def uneven_task():
+    """20 images of class a, 6 of b, 6 of c."""
+    everything = tiny_split(60)
+    rows = torch.cat([(everything.labels == label).nonzero()[:count, 0] for label, count in enumerate((20, 6, 6))])
+    return Task("uneven", ("a", "b", "c"), everything.take(rows), tiny_split(21, seed=3))
+
+
+@pytest.mark.parametrize("name", ["accuracy", "balanced_accuracy", "loss"])
+def test_scores_are_scikit_learns(name):
+    study = new_study(task=uneven_task(), folds=2, score=name)
+    table, task = study.scores([["block2"]]), study.task
+    for row, (train, held_out) in zip(table.itertuples(), task.folds(2), strict=True):
+        options = {"num_classes": 3, "validation": task.train.take(held_out), "seed": 0}
+        (fit,) = fit_together(tiny_chain(), [["block2"]], task.train.take(train), RECIPE, **options)
+        tuned = TunedTask(tiny_chain(), fit.blocks, fit.weights, task.classes)
+        said, true = tuned.predict(task.train.images[held_out]).double().numpy(), task.train.labels[held_out].numpy()
+        expected = {
+            "accuracy": metrics.accuracy_score(true, said.argmax(1)),
+            "balanced_accuracy": metrics.balanced_accuracy_score(true, said.argmax(1)),
+            "loss": metrics.log_loss(true, said / said.sum(1, keepdims=True), labels=[0, 1, 2]),
+        }
+        assert {key: getattr(row, key) for key in expected} == pytest.approx(expected, abs=1e-5)
+        assert row.score == pytest.approx(-expected["loss"] if name == "loss" else expected[name], abs=1e-5)
+
+
+def test_blocks_and_recipes_are_chosen_by_the_score():
+    rows = pd.DataFrame(
+        [(("b1",), fold, 0, recipe, [0.9, 0.5][recipe], [0.4, 0.6][recipe]) for recipe in (0, 1) for fold in (0, 1)],
+        columns=["blocks", "fold", "seed", "recipe", "accuracy", "score"],
+    )
+    assert chosen_rows(rows)["accuracy"].tolist() == [0.5, 0.5]
+    studies = {name: new_study(task=uneven_task(), score=name, folds=3) for name in ("accuracy", "loss")}
+    for name, study in studies.items():
+        table = finetuning_profile(study).table
+        blocks = table[table["kind"] == "blocks"]
+        assert finetuning_profile(study).best() == blocks.loc[blocks["score"].idxmax(), "blocks"]
+        trace = greedy_subtuning(study, -math.inf, 1).trace
+        assert trace.loc[trace["kept"], "blocks"].iloc[1] == finetuning_profile(study).best(), name
+    rules = studies["loss"].scores([[]])
+    assert (rules["score"] == -rules["loss"]).all()
+
+
+def test_what_the_test_says_of_each_class_is_scikit_learns():
+    study = new_study(task=uneven_task(), seeds=(0, 1))
+    result = study.test(["block2"])
+    said = torch.cat([study.fit(["block2"], seed).predict(study.task.test.images).argmax(1) for seed in (0, 1)])
+    true = study.task.test.labels.repeat(2)
+    assert result.confusion.to_numpy().tolist() == metrics.confusion_matrix(true, said).tolist()
+    table = result.per_class()
+    assert table["accuracy"].tolist() == pytest.approx(metrics.recall_score(true, said, average=None))
+    precision = metrics.precision_score(true, said, average=None, zero_division=np.nan)
+    assert table["precision"].tolist() == pytest.approx(precision, nan_ok=True)
+    assert table["images"].tolist() == [7, 7, 7] and table.index.tolist() == ["a", "b", "c"]
+    assert np.mean(result.balanced_accuracies) == pytest.approx(metrics.balanced_accuracy_score(true, said))
+    assert study.test(["block2"]).confusion.equals(result.confusion), "from the records, too"
+
+
+# ---------------------------------------------------------------- devices, threads, arguments
+
+
+def test_a_table_says_what_computed_it_and_warns_of_a_mixture(monkeypatch):
+    store = Records(":memory:")
+    table = new_study(records=store).scores([["block1"]])
+    assert set(table["device"]) == {"cpu"} and set(table["threads"]) == {torch.get_num_threads()}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        new_study(records=store).scores([["block1"]])
+        new_study(records=store).scores([["block2"]])
+    with pytest.warns(UserWarning, match="2 on cpu with 7 threads.*rounding"):
+        mixed = new_study(records=store).scores([["block1"], ["block2"]])
+    assert mixed["threads"].nunique() == 2
+
+
+def test_apples_device_is_picked_where_it_can_be(monkeypatch):
+    tried = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *size, device, dtype: tried.append(device.type))
+    assert usable_device(None).type == "mps" and usable_device(None, torch.float64).type == "cpu"
+    assert usable_device("cpu").type == "cpu" and tried == ["mps", "cpu", "cpu"]
+
+
+WRONG = {
+    "recipe": [None, "recipe", [], (recipe for recipe in [RECIPE]), [RECIPE, "other"]],
+    "folds": [0, 2.0, True, None, "5"],
+    "seeds": [(), 3, (s for s in (0, 1)), (0, 0), (-1,), (0.5,), None],
+    "device": ["meta", "abacus", 3],
+    "engine": ["fast", None],
+    "records": [3, b"r.sqlite"],
+    "memory_limit": [-1, 1e9, "all"],
+    "progress": [None, "yes", 1],
+    "score": ["f1", None],
+    "task": [None, "digits"],
+    "backbone": [None, "lab-resnet"],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments_are_named_before_anything_is_done(name):
+    for value in WRONG[name]:
+        options = {"backbone": tiny_chain(), "task": tiny_task(), "recipe": RECIPE} | {name: value}
+        with pytest.raises((TypeError, ValueError), match=rf"^{name}(\[\d\])? is .*must be"):
+            Study(**options)
+
+
+@pytest.mark.parametrize("wrong", [None, "block1", 3, [3], object()])
+def test_what_is_no_subset_is_named(wrong):
+    study = new_study(progress=lambda *step: pytest.fail("trained"))
+    for call in (study.count_parameters, study.recipe_of, study.fit, study.test, lambda blocks: study.scores([blocks])):
+        with pytest.raises((TypeError, ValueError), match=r"(blocks|what|subsets\[0\]) is .*must be"):
+            call(wrong)
+
+
+def test_numpys_integers_are_integers():
+    study = new_study(folds=np.int64(2), seeds=np.array([0, 3]), memory_limit=np.int32(2**30))
+    table = study.scores([["block1"]])
+    assert table["seed"].tolist() == [0, 0, 3, 3]
+    assert new_study(seeds=(0, 3), records=study.records).scores([["block1"]]).equals(table)

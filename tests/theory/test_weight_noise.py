@@ -139,7 +139,7 @@ def test_tuned_blocks_by_hand(fitted):
 
 def test_a_prior_of_half_the_images_is_worth_it_and_sees_no_test_image():
     study = make_study(replace(RECIPE, epochs=15), n=240)
-    study.task = replace(study.task, test=None)
+    study = study.with_(task=replace(study.task, test=None))
     half = half_prior_bound(study, ["block2"], posteriors=300)
     assert half.inputs["n"] == 120 and half.value < 0.8 and not half.vacuous
     tuned = study.fit(["block2"])
