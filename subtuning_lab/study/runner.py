@@ -94,8 +94,8 @@ class Runner:
                     progress.advance(1)
                 else:
                     fit = self._fit(training, progress)
-                    network = None if fit.diverged else self._tuned(training, fit).network()
-                    scores = [self._score(training, fit, network, split) for split in splits]
+                    tuned = None if fit.diverged else self._tuned(training, fit)
+                    scores = [self._score(training, fit, tuned, split) for split in splits]
                 rows |= self._noted(dict(zip(scored, scores, strict=True)))
         return rows
 
@@ -140,16 +140,17 @@ class Runner:
         return [Score(**own, params=fitted.params, flops=flops, epochs=1, seconds=seconds) for own in results]
 
     def _score(
-        self, trial: Trial, fit: Fit, network: torch.nn.Module | None = None, split: Split | None = None
+        self, trial: Trial, fit: Fit, tuned: TunedTask | None = None, split: Split | None = None
     ) -> Score:
-        """What a fit came to: on a fold by its own validation scores, at last by a network on a split."""
+        """What a fit came to: on a fold by its own validation scores, at last by the tuned network on a split."""
         if fit.diverged:
             measured = dict.fromkeys(("accuracy", "balanced_accuracy", "loss"))
         elif split is None:
             measured = {"accuracy": fit.accuracy, "balanced_accuracy": fit.balanced_accuracy}
             measured["loss"] = fit.validation_loss
         else:
-            measured = _measured(logits_of(network, split.images), split, with_confusion=True)
+            logits = logits_of(tuned.network(), tuned.preparation.prepared(split.images))
+            measured = _measured(logits, split, with_confusion=True)
         params, flops = cost_of(trial, self.backbone, self.parts)
         return Score(**measured, params=params, flops=flops, epochs=fit.epochs, seconds=fit.seconds)
 
