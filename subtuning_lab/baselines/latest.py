@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from subtuning_lab.data.task import Split
-from subtuning_lab.study.trials import OtherImages
+from subtuning_lab.study.keys import OtherImages
 
 
 class Latest:

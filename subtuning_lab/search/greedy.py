@@ -14,7 +14,7 @@ from subtuning_lab.search.exhaustive import RACE
 from subtuning_lab.search.replay import Rounds, remembered_rounds
 from subtuning_lab.search.significance import SignificantGain
 from subtuning_lab.search.statistics import DIGITS
-from subtuning_lab.utils.validation import AnyOf, Is, OneOf, Real, Whole, checked
+from subtuning_lab.utils.validation import Either, Is, OneOf, Real, Whole, checked
 
 if TYPE_CHECKING:
     from subtuning_lab.search.racing import Halving, Race
@@ -24,7 +24,7 @@ COLUMNS = (
     *("direction", "round", "candidate", "blocks", "params", "accuracy", "std", "n", "error", "score", "gain", "p"),
     *("kept", "forced", "dropped", "trainings", "seconds", "flops"),
 )
-_EPSILON = AnyOf((Real(0, 1), OneOf((math.inf, -math.inf))))
+_EPSILON = Either(Real(0, 1), OneOf((math.inf, -math.inf)))
 
 
 @dataclass(frozen=True)

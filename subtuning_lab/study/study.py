@@ -26,8 +26,8 @@ from subtuning_lab.study.keys import Candidate, Keys, Method, OtherImages, Trial
 from subtuning_lab.study.records import Records, Row
 from subtuning_lab.study.results import TestResult, confusion_table
 from subtuning_lab.study.runner import Runner, check_images, usable_device
-from subtuning_lab.utils.validation import AnyOf, Flag, Has, Is, OneOf, Rule, Several, Whole, checked
 from subtuning_lab.utils.validation import Blocks as BlocksRule
+from subtuning_lab.utils.validation import Either, Flag, Has, Is, OneOf, Rule, Several, Whole, checked
 
 Blocks = Iterable[str] | Literal["all"]
 SCORES = ("accuracy", "balanced_accuracy", "loss")
@@ -36,18 +36,18 @@ _OF_RECIPE = ["lr", "head_lr", "weight_decay", "bn"]
 _OF_ROW = ["balanced_accuracy", "status", "device", "threads"]
 _SUBSETS = Several(BlocksRule(), least=0)
 _METHOD = Has(("fit", "settings", "name"), "a method such as Head2Toe()")
-_WHAT = AnyOf((BlocksRule(), _METHOD))
+_WHAT = Either(BlocksRule(), _METHOD)
 _RULES: dict[str, Rule] = {
     "backbone": Is(Chain),
     "task": Is(Task),
-    "recipe": AnyOf((Is(Recipe), Several(Is(Recipe)))),
+    "recipe": Either(Is(Recipe), Several(Is(Recipe))),
     "folds": Whole(1),
     "seeds": Several(Whole(0, 2**63 - 1), unique=True),
     "records": Is((str, Path, Records), none=True),
     "device": Is((str, torch.device), none=True),
     "engine": OneOf(ENGINES),
     "memory_limit": Whole(none=True),
-    "progress": AnyOf((Flag(), Is(Callable))),
+    "progress": Either(Flag(), Is(Callable)),
     "score": OneOf(SCORES),
 }
 

@@ -241,27 +241,6 @@ class Has(Rule):
 
 
 @dataclass(frozen=True)
-class AnyOf(Rule):
-    """What one of several rules allows."""
-
-    rules: tuple[Rule, ...]
-    none: bool = False
-
-    @property
-    def allowed(self) -> str:
-        """All of them in words."""
-        return ", or ".join(rule.allowed for rule in self.rules)
-
-    def error_of(self, value: object) -> type[Exception] | None:
-        errors = [rule.error_of(value) for rule in self.rules]
-        return None if None in errors else errors[0]
-
-    def wrong(self) -> Iterator[object]:
-        yield from super().wrong()
-        yield from (value for value in self.rules[0].wrong() if value is not None and self.error_of(value))
-
-
-@dataclass(frozen=True)
 class Several(Rule):
     """A list, tuple or alike of values that fit a rule; no string, and no generator, which could be read only once.
 

@@ -341,8 +341,8 @@ def test_a_scorer_that_leaves_a_subset_out_is_told():
     [
         ({"epsilon": -0.01}, ValueError, "epsilon is -0.01.*at least 0 and at most 1, or one of inf, -inf"),
         ({"epsilon": math.nan}, ValueError, "epsilon is nan"),
-        ({"epsilon": "0"}, TypeError, "epsilon is '0'"),
-        ({"epsilon": True}, TypeError, "epsilon is True"),
+        ({"epsilon": "0"}, ValueError, "epsilon is '0'"),
+        ({"epsilon": True}, ValueError, "epsilon is True"),
         ({"epsilon": 50}, ValueError, "epsilon is 50"),
         ({"max_blocks": 0}, ValueError, "max_blocks is 0; it must be a whole number at least 1"),
         ({"max_blocks": 4}, ValueError, "max_blocks is 4; it must be .* at least 1 and at most 3"),

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from subtuning_lab.utils.validation import (
-    AnyOf,
     Blocks,
     Either,
     Flag,
@@ -38,7 +37,6 @@ RULES = {
     "text": Text(none=True),
     "class": Is((dict, "Chain")),
     "attributes": Has(("items", "keys"), "a mapping"),
-    "either": AnyOf((Real(0, 1), OneOf((math.inf, -math.inf)))),
     "list": Several(Whole(1), least=2, unique=True),
     "empty list": Several(Text(), least=0),
     "pair": Several(Real(0), least=2, most=2),
@@ -62,7 +60,6 @@ ALLOWED = {
     "text": ["x", None],
     "class": [{}, type("Chain", (), {})()],
     "attributes": [{}],
-    "either": [0, 1, -math.inf],
     "list": [[1, 2], (3, 4), np.array([5, 6])],
     "empty list": [[], ["x"], {"x": 1}.keys()],
     "pair": [(0, 1.5), np.zeros(2)],
