@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -76,6 +77,8 @@ def read_image(path: Path, size: tuple[int, int]) -> np.ndarray:
 def _with_image(path: Path, use: Callable[[Image.Image], Result]) -> Result:
     """What `use` makes of an opened file. Raises as `read_image`."""
     try:
+        if not os.path.isfile(path) and os.path.exists(path):  # reading a pipe or a device would not end
+            raise ValueError("not a regular file")
         with Image.open(path, formats=_formats()) as image:
             return use(image)
     except FileNotFoundError:

@@ -173,16 +173,19 @@ def _list_classes(root: Path, classes: Sequence[str]) -> Part:
 
 def _walk(root: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     """Files anywhere under `root`; folders in `seen` and those met before are not entered again."""
+    waiting = [root]
     seen.add(_identity(root))
-    with os.scandir(root) as entries:
-        for entry in entries:
-            if not _counts(entry.name):
-                continue
-            if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
-                if _identity(entry.path) not in seen:
-                    yield from _walk(Path(entry.path), seen)
-            elif entry.is_symlink() or entry.is_file():  # a link to nothing is named when it is read
-                yield Path(entry.path)
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if not _counts(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
+                    if (place := _identity(entry.path)) not in seen:
+                        seen.add(place)
+                        waiting.append(Path(entry.path))
+                elif os.path.isfile(entry.path) or not os.path.exists(entry.path):  # a link to nothing is named later
+                    yield Path(entry.path)
 
 
 def _pictures(root: Path) -> Iterator[Path]:

@@ -321,7 +321,7 @@ def count_shared(train: Items | torch.Tensor, test: Items | torch.Tensor) -> int
 
 
 def _sizes(items: Items | torch.Tensor) -> set[int]:
-    return {_size(item) for item in items}
+    return {_size(item) for item in (items if isinstance(items, list) else items[:1])}
 
 
 def _size(item: Path | np.ndarray | torch.Tensor) -> int:

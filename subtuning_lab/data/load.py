@@ -86,8 +86,9 @@ def load_task(
         UserWarning: test images that are training images, too; files or folders that are left out.
     """
     base, corruptions = parse_spec(spec)
-    listing = list_images(base, train_size or 1000, test_size or 1000, seed, data_dir, download)
-    chosen = listing.choose(train_size, test_size, seed)
+    train_size, test_size, image_size = (size and int(size) for size in (train_size, test_size, image_size))
+    listing = list_images(base, train_size or 1000, test_size or 1000, int(seed), data_dir, download)
+    chosen = listing.choose(train_size, test_size, int(seed))
     size = (image_size, image_size) if image_size else common_size([chosen.train.items, chosen.test.items])
     limit = default_memory_limit() if memory_limit is None else memory_limit
     train, test = _load_splits(chosen, size, limit, printable(base) if progress else None)

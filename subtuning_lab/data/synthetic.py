@@ -210,8 +210,8 @@ def draw(masks: MaskFamily, n_classes: int, n: int, seed: int) -> tuple[Tensor, 
     Returns:
         Images uint8 (n, 3, 32, 32) and labels int64 (n,), in random order.
     """
-    generator = torch.Generator().manual_seed(seed)
-    labels = balanced_labels(n, n_classes, generator)
+    generator = torch.Generator().manual_seed(int(seed))
+    labels = balanced_labels(int(n), n_classes, generator)
     chunks = [paint(masks(chunk, generator), generator) for chunk in labels.split(IMAGES_PER_CHUNK)]
     return torch.cat(chunks), labels
 

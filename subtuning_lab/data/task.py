@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
@@ -25,7 +25,7 @@ from subtuning_lab.data.corruptions.registry import corrupt
 from subtuning_lab.data.images import Items, StreamedImages, count_shared
 from subtuning_lab.data.splits import fold_pairs, stratified_choice
 from subtuning_lab.utils.text import printable
-from subtuning_lab.utils.validation import Is, Rule, Several, Text, Whole, check_all, checked
+from subtuning_lab.utils.validation import Is, Rule, Several, Text, Whole, check_all, checked, shown
 
 Integers = np.ndarray | torch.Tensor | Sequence[int]
 
@@ -114,6 +114,8 @@ class Task:
 
     def __post_init__(self) -> None:
         check_all(vars(self), self.rules)
+        if isinstance(self.classes, Set):
+            raise TypeError(f"classes is {shown(self.classes)}; it must be a list: a set has no order")
         object.__setattr__(self, "classes", tuple(str(name) for name in self.classes))
         if self.num_classes > MOST_CLASSES:
             raise ValueError(f"a task has at most {MOST_CLASSES} classes, got {self.num_classes}")
@@ -193,7 +195,8 @@ class Task:
         if test_images is not None and test_labels is not None:
             test = Split(as_images(test_images, "test_images"), as_integers(test_labels, "test_labels"))
         held = None if validation is None else as_integers(validation, "validation")
-        task = cls(name, tuple(classes or numbered_classes(train.labels)), train, test, held)
+        names = numbered_classes(train.labels) if classes is None else classes
+        task = cls(name, names, train, test, held)
         if (task.class_counts == 0).any():
             raise ValueError(f"class {task.classes[int(task.class_counts.argmin())]!r} has no training images")
         if test is not None:
@@ -235,7 +238,7 @@ class Task:
         """
         if train_size == len(self.train):
             return self
-        chosen = stratified_choice(self.train.labels.numpy(), train_size, seed, "train_size")
+        chosen = stratified_choice(self.train.labels.numpy(), int(train_size), int(seed), "train_size")
         return replace(self, train=self.train.take(torch.from_numpy(chosen)), validation=None)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from subtuning_lab.data.corruptions.registry import corrupt
-from subtuning_lab.data.decode import image_suffixes
+from subtuning_lab.data.decode import image_suffixes, read_image
 from subtuning_lab.data.folders import CIFAR10_CLASSES
 from tests.data.material import copy_of, image_set, load, write_folder, write_image
 
@@ -171,6 +171,17 @@ def test_linked_folders_are_read_once(tmp_path, link, target):
     with warnings.catch_warnings(record=True):
         task = load(f"folder:{root}")
     assert task.classes == ("a", "b") and len(task.train) + len(task.test) == 6
+
+
+def test_deep_folders_pipes_and_devices(tmp_path):
+    """Reading a pipe or a device would not end."""
+    write_folder(tmp_path, {"a": 3, "b": 3, "/".join(["b", *["x"] * 400]): 1})
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    (tmp_path / "b" / "zero.png").symlink_to("/dev/zero")
+    task = load(f"folder:{tmp_path}")
+    assert len(task.train) + len(task.test) == 7
+    with pytest.raises(ValueError, match=r"pipe\.png: not a regular file"):
+        read_image(tmp_path / "a" / "pipe.png", (8, 8))
 
 
 def test_one_folder_as_two_classes_is_refused(tmp_path):

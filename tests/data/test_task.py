@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from subtuning_lab.data.corruptions.registry import corrupt
 from subtuning_lab.data.task import Split, Task
-from tests.data.material import noise
+from tests.data.material import load, noise
 
 
 def make_task(labels=(0, 1, 2) * 6, **changes) -> Task:
@@ -239,6 +240,7 @@ def test_a_subset_of_another_size_is_refused(size):
         {"classes": ("ant", "bee", "c\udce9t")},
         {"classes": ("ant", "bee", "cat\u202egnp")},
         {"classes": "abc"},
+        {"classes": {"ant", "bee", "cat"}},
         {"classes": ("ant", "bee")},
         {"name": ""},
         {"name": "a\nb"},
@@ -257,7 +259,18 @@ def test_names_and_labels_that_would_fail_later_are_refused_at_once(changes):
 
 def test_classes_may_have_names_of_any_language():
     names = ("Ameise \U0001f41c", "ねこ\u3000二", "گربه\u200cها")
-    assert make_task(classes=list(names)).classes == names
+    assert make_task(classes=list(names)).classes == make_task(classes=np.array(names)).classes == names
+
+
+def test_numpys_integers_are_integers():
+    task, n = make_task(), np.int64
+    assert torch.equal(task.folds(n(3), n(1))[1][0], task.folds(3, 1)[1][0])
+    assert torch.equal(task.subset(n(9), n(2)).train.images, task.subset(9, 2).train.images)
+    same = [
+        load("glyphs+fog@3", train_size=a(40), test_size=a(20), seed=a(1), image_size=a(16)) for a in (int, n, np.uint8)
+    ]
+    assert len({task.fingerprint for task in same}) == 1
+    assert torch.equal(corrupt(noise(2), "fog", n(2), n(1)), corrupt(noise(2), "fog", 2, 1))
 
 
 def test_shared_images_are_counted():
