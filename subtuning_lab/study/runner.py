@@ -19,7 +19,7 @@ from subtuning_lab.engine.fit import Fit, fit_together
 from subtuning_lab.engine.memory import Prepared, free_bytes
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain
-from subtuning_lab.nets.inputs import logits_of, network_input
+from subtuning_lab.nets.inputs import logits_of
 from subtuning_lab.study.keys import Keys, Score, Trial, cost_of, trained_once
 from subtuning_lab.study.records import Records, Row
 from subtuning_lab.utils.progress import Progress
@@ -222,26 +222,6 @@ def usable_device(device: str | torch.device | None, dtype: torch.dtype = torch.
     if usable.type == "meta":
         raise ValueError(f'device is {device!r}, where nothing is computed; it must be one such as "cpu" or "cuda"')
     return usable
-
-
-def check_images(backbone: Chain, task: Task, image_size: int | None) -> None:
-    """Sends one training image through the backbone, so that a wrong size fails now and not in the first pass."""
-    image = task.train.images[torch.tensor([0])].to(backbone.mean.device)
-    size = image_size or task.image_size[0]
-    try:
-        with torch.no_grad():
-            features = backbone(network_input(backbone, image, image_size))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        wanted = backbone.input_size[-1]
-        raise ValueError(
-            f"{backbone.name} can't take images of {size} pixels ({error}); it was made for {wanted}: "
-            f"give Recipe(image_size={wanted})"
-        ) from error
-    if tuple(features.shape) != (1, backbone.num_features) or not features.isfinite().all():
-        raise ValueError(
-            f"{backbone.name} gives features of shape {tuple(features.shape)} that are "
-            f"{'' if features.isfinite().all() else 'not '}finite; expected finite ones of (1, {backbone.num_features})"
-        )
 
 
 def _measured(logits: torch.Tensor, split: Split, with_confusion: bool) -> dict[str, object]:

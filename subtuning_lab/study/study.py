@@ -21,11 +21,12 @@ from subtuning_lab.engine.recipe import Recipe, check_recipes, recipe_grid
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import BN_MODES, Chain, count_parameters, frozen_copy, in_order
 from subtuning_lab.nets.flops import part_table
+from subtuning_lab.nets.inputs import check_images
 from subtuning_lab.search.candidates import chosen_rows
 from subtuning_lab.study.keys import Candidate, Keys, Method, OtherImages, Trial, check_other
 from subtuning_lab.study.records import Records, Row
 from subtuning_lab.study.results import TestResult, confusion_table
-from subtuning_lab.study.runner import Runner, check_images, usable_device
+from subtuning_lab.study.runner import Runner, usable_device
 from subtuning_lab.utils.validation import Blocks as BlocksRule
 from subtuning_lab.utils.validation import Either, Flag, Has, Is, OneOf, Rule, Several, Whole, checked
 
@@ -100,7 +101,7 @@ class Study:
         self.device = usable_device(device, backbone.mean.dtype)
         self.backbone = frozen_copy(backbone).to(self.device)
         size = self.recipes[0].image_size
-        check_images(self.backbone, task, size)
+        check_images(self.backbone, task.train.images[:1], size)
         self.records = records if isinstance(records, Records) else Records(records or ":memory:")
         self.parts, parts = part_table(backbone, size or task.image_size), task.folds(self.n_folds)
         keys, prepared = Keys(backbone, task, parts, size), Prepared(self.backbone)
@@ -159,7 +160,7 @@ class Study:
         size, known = other.recipes[0].image_size, self._runner
         if other.task is self.task and other.n_folds == self.n_folds and size == known.image_size:
             return other
-        check_images(self.backbone, other.task, size)
+        check_images(self.backbone, other.task.train.images[:1], size)
         hidden = other.task.test is None and replace(self.task, test=None).fingerprint == other.task.fingerprint
         parts = other.task.folds(other.n_folds)
         same = hidden and other.n_folds == self.n_folds and size == known.image_size

@@ -713,3 +713,13 @@ def test_numpys_integers_are_integers():
     table = study.scores([["block1"]])
     assert table["seed"].tolist() == [0, 0, 3, 3]
     assert new_study(seeds=(0, 3), records=study.records).scores([["block1"]]).equals(table)
+
+
+def test_images_much_larger_than_the_backbones_are_told_with_their_cost():
+    images = torch.zeros(12, 3, 32, 32, dtype=torch.uint8)
+    large = Task.from_arrays(images, [0, 1, 2] * 4)
+    with pytest.warns(UserWarning, match=r"tiny was made for 8 pixels and gets 32: about 16 times the work"):
+        Study(tiny_chain(), large, Recipe(epochs=1), folds=2, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Study(tiny_chain(), large, Recipe(epochs=1, image_size=8), folds=2, progress=False)
