@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from subtuning_lab.utils.validation import Is, OneOf, Rule, Sides, Whole, checked, shown
+from subtuning_lab.utils.validation import Is, Mapped, OneOf, Rule, Sides, Whole, checked, shown
 
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _MEASURED: dict[str, Rule] = {
@@ -96,7 +96,7 @@ def measure_latency(
     return plan.latency(net, plan.times({"net": net})["net"])
 
 
-@checked(nets=Is(Mapping), **_MEASURED)
+@checked(nets=Mapped(Is(nn.Module)), **_MEASURED)
 def compare_latency(
     nets: Mapping[str, nn.Module],
     image_size: int | tuple[int, int] = 224,
@@ -143,6 +143,7 @@ class OneAfterAnother(nn.Module):
         networks: name -> network, each images -> logits.
     """
 
+    @checked(networks=Mapped(Is(nn.Module)))
     def __init__(self, networks: Mapping[str, nn.Module]):
         super().__init__()
         self.names, self.networks = tuple(networks), nn.ModuleList(networks.values())
@@ -198,10 +199,6 @@ class _Plan:
         return (_weight(net).device if self.device is None else torch.device(self.device)).type
 
     def _check(self, nets: Mapping[str, nn.Module]) -> None:
-        if not nets:
-            raise ValueError("nets is empty; it must hold at least 1 network")
-        for name, net in nets.items():
-            Is(nn.Module).check(f"nets[{name!r}]", net)
         try:
             kinds = {self._kind(net) for net in nets.values()}
             torch.empty(0, device=self.device)

@@ -14,9 +14,10 @@ from subtuning_lab.inference.schedule import TRUNK, plan_rows
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain, examine_parts
 from subtuning_lab.nets.narrow import narrowed
-from subtuning_lab.utils.validation import Flag, Is, Text, checked
+from subtuning_lab.utils.validation import Flag, Is, Mapped, Text, checked
 
 ORIGINAL = "original"
+_TASKS = Mapped(Is("TunedTask"))
 
 
 class MergedNetwork(nn.Module):
@@ -29,7 +30,7 @@ class MergedNetwork(nn.Module):
         backbone, tasks, keep_original: of `merge_tasks`.
     """
 
-    @checked(backbone=Is("Chain"), tasks=Is(Mapping), keep_original=Flag())
+    @checked(backbone=Is("Chain"), tasks=_TASKS, keep_original=Flag())
     def __init__(self, backbone: Chain, tasks: Mapping[str, TunedTask], keep_original: bool = True):
         super().__init__()
         _check_tasks(backbone, tasks, keep_original)
@@ -114,7 +115,7 @@ class MergedNetwork(nn.Module):
         return logits
 
 
-@checked(backbone=Is("Chain"), tasks=Is(Mapping), keep_original=Flag())
+@checked(backbone=Is("Chain"), tasks=_TASKS, keep_original=Flag())
 def merge_tasks(backbone: Chain, tasks: Mapping[str, TunedTask], keep_original: bool = True) -> MergedNetwork:
     """One network that gives what the separate networks `TunedTask.network()` of many tasks give.
 
@@ -163,14 +164,11 @@ def _preparation(tasks: Mapping[str, TunedTask]) -> Preparation:
 
 
 def _check_tasks(backbone: Chain, tasks: Mapping[str, TunedTask], keep_original: bool) -> None:
-    if not tasks:
-        raise ValueError("tasks is empty; give at least 1 tuned task")
     if keep_original and ORIGINAL in tasks:
         raise ValueError('a task is named "original", which is the pretrained output; rename it or keep_original=False')
     prints: dict[int, str] = {id(backbone): ""}  # most tasks hold the very same chain
     for name, task in tasks.items():
         Text().check("a task's name", name)
-        Is("TunedTask").check(f'task "{name}"', task)
         if id(task.backbone) not in prints:
             prints[id(backbone)] = prints[id(backbone)] or backbone.fingerprint
             prints[id(task.backbone)] = task.backbone.fingerprint

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from subtuning_lab.data.arrays import as_images, check_values, image_batch
 from subtuning_lab.data.augment import resize_to
 from subtuning_lab.data.images import StreamedImages, decode_images
-from subtuning_lab.utils.validation import shown
+from subtuning_lab.utils.validation import Numbers, Rule, Sides, Whole, check_all, checked, shown
 
 Images = torch.Tensor | np.ndarray | StreamedImages | str | Path | Sequence[str | Path]
 Size = tuple[int, int]  # height and width in pixels
@@ -36,12 +37,24 @@ class Preparation:
         file_size: what image files are brought to where `crop_size` is None.
     """
 
+    rules: ClassVar[dict[str, Rule]] = {
+        "crop_size": Sides(pairs_only=True).or_none(),
+        "image_size": Whole(1).or_none(),
+        "mean": Numbers(),
+        "std": Numbers(),
+        "file_size": Sides(pairs_only=True),
+    }
+
     crop_size: Size | None
     image_size: int | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     file_size: Size
 
+    def __post_init__(self) -> None:
+        check_all(vars(self), self.rules)
+
+    @checked(size=Sides(pairs_only=True).or_none())
     def prepared(self, images: Images, size: Size | None = None) -> torch.Tensor | StreamedImages:
         """Images as the task's own are.
 
@@ -57,7 +70,7 @@ class Preparation:
             TypeError, ValueError: images of another type, shape or range.
             FileNotFoundError: no such file.
         """
-        crop = size or self.crop_size
+        crop = self.crop_size if size is None else tuple(size)
         if isinstance(images, StreamedImages):
             return images if crop in (None, images.size) else replace(images, size=crop)
         if paths := _paths(images):
@@ -67,6 +80,7 @@ class Preparation:
             return batch
         return decode_images(as_images(batch).permute(0, 2, 3, 1).numpy(), crop)
 
+    @checked(height=Whole(1), width=Whole(1))
     def fits(self, height: int, width: int) -> bool:
         """Whether images of a size show what the task's own show: no squash would distort them otherwise."""
         crop, side = self.crop_size, self.image_size

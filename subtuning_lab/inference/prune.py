@@ -15,7 +15,7 @@ from subtuning_lab.data.decode import LARGEST_SIZE
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain, copy_weights, in_order, put_parts, set_trainable
 from subtuning_lab.utils.random import Stream, seeded
-from subtuning_lab.utils.validation import Is, OneOf, Real, Rule, Several, Text, Whole, check_all, checked
+from subtuning_lab.utils.validation import Blocks, Is, OneOf, Real, Rule, Whole, check_all, checked
 
 SCOPES: tuple[str, ...] = ("local", "global")
 IMPORTANCES: dict[str, int | None] = {"l1": 1, "l2": 2, "random": None}  # name -> the norm's exponent
@@ -89,7 +89,7 @@ def prune_blocks(
 
 @checked(
     backbone=Is("Chain"),
-    blocks=Several(Text()),
+    blocks=Blocks(),
     **Pruning.rules,
     image_size=Whole(1, LARGEST_SIZE).or_none(),
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from subtuning_lab.utils.validation import Flag, Is, OneOf, Several, Table, Text, Whole, checked
+from subtuning_lab.utils.validation import Flag, Mapped, OneOf, Several, Table, Text, Whole, checked
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ class Schedule:
         columns = ["part", "position", "frozen_rows", "tuned_rows", "trunk", "shared_by", "tuned_by"]
         return pd.DataFrame(rows, columns=columns).set_index("part")
 
-    @checked(parts=Table(numbers=("flops", "params")), bytes_per_weight=Whole(1), own=Is(Mapping).or_none())
+    @checked(parts=Table(numbers=("flops", "params")), bytes_per_weight=Whole(1), own=Mapped(least=0).or_none())
     def cost(
         self, parts: pd.DataFrame, bytes_per_weight: int = 4, own: Mapping[str, pd.DataFrame] | None = None
     ) -> pd.DataFrame:
@@ -125,7 +125,7 @@ class Schedule:
 
 @checked(
     part_names=Several(Text(), unique=True),
-    subsets=Is(Mapping),
+    subsets=Mapped(),
     keep_original=Flag(),
     siamese=Several(Text(), least=0),
 )
@@ -146,8 +146,6 @@ def plan_rows(
     Raises:
         TypeError, ValueError: no tasks, parts that the chain doesn't have, or a Siamese task that is none of the tasks.
     """
-    if not subsets:
-        raise ValueError("subsets is empty; it must have at least 1 task")
     for task, subset in subsets.items():
         Text().check("a task's name", task)
         Several(OneOf(tuple(part_names)), least=0, unique=True).check(f"subsets[{task!r}]", subset)

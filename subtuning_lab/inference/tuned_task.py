@@ -24,6 +24,7 @@ from subtuning_lab.nets.narrow import check_narrow, narrowed
 from subtuning_lab.utils.validation import (
     Flag,
     Is,
+    Mapped,
     OneOf,
     Real,
     Rule,
@@ -33,7 +34,6 @@ from subtuning_lab.utils.validation import (
     Whole,
     check_all,
     checked,
-    shown,
 )
 
 MOST_LAYERS, MOST_PIXELS = 100, 2**15  # a forged file could ask for any number
@@ -99,12 +99,12 @@ class TunedTask:
     rules: ClassVar[dict[str, Rule]] = {
         "backbone": Is("Chain"),
         "blocks": Several(Text(), least=0),
-        "weights": Is(Mapping),
+        "weights": Mapped(Mapped(Is(torch.Tensor), least=0)),
         "classes": Several(Text(), unique=True),
         "image_size": Whole(1, LARGEST_SIZE).or_none(),
         "provenance": Is(Mapping),
         "siamese": Flag(),
-        "scores": Is(Mapping),
+        "scores": Mapped(Real(), least=0),
         "head_depth": Whole(1, MOST_LAYERS),
         "pruned": Several(Text(), least=0),
         "crop_size": Sides(1, MOST_PIXELS, pairs_only=True).or_none(),
@@ -127,7 +127,6 @@ class TunedTask:
         for name, kind in (("blocks", frozenset), ("pruned", frozenset), ("classes", tuple), ("crop_size", tuple)):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else kind(value))
-        _check_scores(self.scores)
         _check_complete(self)
         _check_pruned(self)
         _check_finite(self)
@@ -320,19 +319,12 @@ def _check_base(path: str | Path, header: Header, backbone: Chain) -> None:
         )
 
 
-def _check_scores(scores: Mapping[str, float]) -> None:
-    for name, value in scores.items():
-        if not isinstance(name, str):
-            raise TypeError(f"scores has the key {shown(name)}; it maps names to numbers")
-        Real().check(f"scores[{name!r}]", value)
-
-
 def _check_complete(task: TunedTask) -> None:
     """Raises ValueError unless there is every tensor of the tuned parts and the readout, in its shape and dtype."""
     base = task.backbone
-    expected = {name: _kinds(name, base.part(name).state_dict()) for name in subset_of(base, task.blocks)}
-    expected["head"] = _kinds("head", task.empty_head("meta").to(base.mean.dtype).state_dict())
-    given = {name: _kinds(name, state) for name, state in task.weights.items()}
+    expected = {name: _kinds(base.part(name).state_dict()) for name in subset_of(base, task.blocks)}
+    expected["head"] = _kinds(task.empty_head("meta").to(base.mean.dtype).state_dict())
+    given = {name: _kinds(state) for name, state in task.weights.items()}
     for name in task.pruned & expected.keys() & given.keys():  # whose sizes `_check_pruned` looks at
         expected[name] = {key: (given[name].get(key, kind)[0], kind[1]) for key, kind in expected[name].items()}
     for name in sorted(expected.keys() | given.keys()):
@@ -343,11 +335,8 @@ def _check_complete(task: TunedTask) -> None:
             raise ValueError(f"tensor {wrong[0]} of {name} is {words[0] or 'missing'}, expected {words[1] or 'none'}")
 
 
-def _kinds(part: str, state: Mapping[str, torch.Tensor]) -> dict[str, tuple[tuple[int, ...], str]]:
+def _kinds(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and dtype of each tensor."""
-    Is(Mapping).check(f"weights[{part!r}]", state)
-    for key, tensor in state.items():
-        Is(torch.Tensor).check(f"weights[{part!r}][{key!r}]", tensor)
     return {key: (tuple(tensor.shape), _dtype_name(tensor.dtype)) for key, tensor in state.items()}
 
 

@@ -369,23 +369,6 @@ def test_files_from_before_pruning_are_read(tmp_path):
     assert torch.equal(loaded.predict(IMAGES), tuned.predict(IMAGES))
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"ratio": 0.0}, ValueError, "ratio is 0.0; it must be a finite number above 0 and below 1"),
-        ({"ratio": 1}, ValueError, "ratio is 1"),
-        ({"ratio": float("nan")}, ValueError, "ratio is nan"),
-        ({"ratio": "half"}, TypeError, "ratio is 'half'"),
-        ({"ratio": 0.5, "scope": "all"}, ValueError, "scope is 'all'; it must be one of local, global"),
-        ({"ratio": 0.5, "importance": "l3"}, ValueError, "importance is 'l3'; it must be one of l1, l2, random"),
-        ({"ratio": 0.5, "seed": -1}, ValueError, "seed is -1"),
-    ],
-)
-def test_bad_choices_are_refused_by_name(options, error, message):
-    with pytest.raises(error, match=message):
-        prune_blocks(task_of(chain_of(), ["block1"]), **options)
-
-
 def test_no_way_leads_from_the_backbone_to_pruned_blocks_and_the_card_names_them():
     pruned = prune_blocks(task_of(chain_of(), ["block1", "block3"]), 0.5)
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)

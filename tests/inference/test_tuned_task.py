@@ -280,20 +280,9 @@ def test_scores_and_normalization_are_in_the_file(tuned, tmp_path):
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({"backbone": "tiny"}, TypeError, "backbone is 'tiny'; it must be a Chain"),
         ({"blocks": frozenset({"block9"})}, ValueError, "tiny has no block block9"),
         ({"blocks": frozenset({"block1"})}, ValueError, "of block3 is"),
         ({"classes": ("a", "b")}, ValueError, r"\(3,\) float32, expected \(2,\) float32"),
-        ({"classes": (0, 1, 2)}, TypeError, r"classes\[0\] is 0; it must be a string"),
-        ({"classes": ("a", "b", "a")}, ValueError, "none twice"),
-        ({"siamese": 1}, TypeError, "siamese is 1; it must be True or False"),
-        ({"head_depth": 100_000}, ValueError, "head_depth is 100000; it must be a whole number at least 1 and at most"),
-        ({"crop_size": 8}, TypeError, "crop_size is 8"),
-        ({"image_size": 0}, ValueError, "image_size is 0"),
-        ({"image_size": True}, TypeError, "image_size is True"),
-        ({"scores": {"n": "many"}}, TypeError, r"scores\['n'\] is 'many'; it must be a finite number"),
-        ({"scores": {"accuracy": float("nan")}}, ValueError, "accuracy'. is nan"),
-        ({"scores": {"good": True}}, TypeError, "True"),
     ],
 )
 def test_a_task_that_is_not_whole_is_refused(tuned, values, error, message):
@@ -368,7 +357,7 @@ EDITS = {
     "a Siamese readout": (lambda t, h: h.update(siamese=True), r"\(3, 6\) float32, expected \(3, 12\) float32"),
     "an unknown dtype": (lambda t, h: h.update(dtype="int4"), "int4"),
     "a size of nothing": (lambda t, h: h.update(image_size=0), "image_size is 0"),
-    "scores that are none": (lambda t, h: h.update(scores={"n": "many"}), "many"),
+    "scores that are none": (lambda t, h: h.update(scores={"n": "many"}), r"scores\[.n.\] is .many."),
     "a missing tensor": (lambda t, h: t.pop("block1|bn.running_mean"), "bn.running_mean of block1"),
     "a missing readout": (lambda t, h: (t.pop("head|weight"), t.pop("head|bias")), "of head"),
     "another tensor": (lambda t, h: t.update({"block1|new": torch.zeros(1)}), "new of block1"),

@@ -156,6 +156,7 @@ class Material:
 
 CHOOSE = {"LP": lambda study: []}
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+ZEROS = {"weight": torch.zeros(3, 6), "bias": torch.zeros(3)}  # of a readout
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 M = Material
@@ -194,15 +195,19 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
     "Prepared.costs": lambda m: dict(self=lab.Prepared(m.chain), example=IMAGES, subsets=[frozenset()], batch_size=4),
     "Prepared.shared": lambda m: dict(self=lab.Prepared(m.chain), example=IMAGES, fold=True),
     # inference
-    "TunedTask": lambda m: {
-        name: getattr(m.tuned, name) for name in ("backbone", "blocks", "weights", "classes", "provenance")
-    },
+    "TunedTask": lambda m: dict(backbone=m.chain, blocks=[], weights={"head": ZEROS}, classes=("a", "b", "c")),
     "TunedTask.accuracy": lambda m: dict(self=m.tuned, split=m.task.test),
     "TunedTask.empty_head": lambda m: dict(self=m.tuned),
     "TunedTask.network": lambda m: dict(self=m.tuned),
     "TunedTask.predict": lambda m: dict(self=m.tuned, images=IMAGES),
     "TunedTask.save": lambda m: dict(self=m.tuned, path=m.path("saved.safetensors")),
     "TunedTask.size_table": lambda m: dict(self=m.tuned),
+    "TunedTask.prepare": lambda m: dict(self=m.tuned, images=IMAGES),
+    "Preparation": lambda m: dict(crop_size=(8, 8), image_size=None, mean=(0.5,), std=(0.5,), file_size=(8, 8)),
+    "Preparation.as_dict": lambda m: dict(self=m.tuned.preparation),
+    "Preparation.fits": lambda m: dict(self=m.tuned.preparation, height=8, width=8),
+    "Preparation.prepared": lambda m: dict(self=m.tuned.preparation, images=IMAGES),
+    "MergedNetwork.prepare": lambda m: dict(self=m.merged, images=IMAGES),
     "load_tuned": lambda m: dict(path=m.saved(), backbone=m.source_chain),
     "MergedNetwork": lambda m: dict(backbone=m.source_chain, tasks={"tiny": m.tuned}),
     "MergedNetwork.forward": lambda m: dict(self=m.merged, images=IMAGES),
