@@ -26,11 +26,12 @@ from sklearn.preprocessing import StandardScaler
 from torch import Generator, Tensor, nn
 
 from subtuning_lab.data.synthetic import SIDE
-from subtuning_lab.nets import cifar_resnet as architectures
+from subtuning_lab.nets.cifar_resnet import LAB_MEAN, LAB_STD, lab_resnet, lab_vit
+from subtuning_lab.nets.inputs import logits_of
 
 CARD_TEMPLATE = Path(__file__).with_name("model_card_template.md")
 WEIGHTS_FOLDER = Path(__file__).resolve().parents[1] / "subtuning_lab" / "nets" / "weights"
-ARCHITECTURES = {"lab-resnet": architectures.lab_resnet, "lab-vit": architectures.lab_vit}
+ARCHITECTURES = {"lab-resnet": lab_resnet, "lab-vit": lab_vit}
 VALIDATION_IMAGES = 5000
 RECIPE_OPTIONS = {"epochs": int, "images": int, "lr": float, "precision": str, "seed": int}
 PROBE_IMAGES, PROBE_DRAWS = 100, 10
@@ -110,7 +111,7 @@ def batches(recipe: PretrainingRecipe, epoch: int, device: torch.device) -> Iter
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, recipe.images - recipe.batch_size + 1, recipe.batch_size):
         rows = slice(start, start + recipe.batch_size)
-        yield architectures.normalize_lab_images(augment(images[rows], generator)), labels[rows]
+        yield normalized(augment(images[rows], generator)), labels[rows]
 
 
 def train(model: nn.Module, recipe: PretrainingRecipe, device: torch.device) -> None:
@@ -144,11 +145,15 @@ def training_step(
     return loss.detach()
 
 
-@torch.no_grad()
+def normalized(images: Tensor) -> Tensor:
+    """Float images (batch, 3, 32, 32) in [-1, 1] from uint8 ones: what both bundled backbones expect."""
+    mean, std = (images.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (LAB_MEAN, LAB_STD))
+    return (images.float() / 255 - mean) / std
+
+
 def predict(model: Callable[[Tensor], Tensor], images: Tensor, device: torch.device) -> Tensor:
     """Apply `model` to uint8 images (n, 3, 32, 32) in batches of 500; the result lies on the CPU."""
-    normalized = (architectures.normalize_lab_images(chunk.to(device)) for chunk in images.split(500))
-    return torch.cat([model(chunk).cpu() for chunk in normalized])
+    return logits_of(lambda chunk: model(normalized(chunk)), images, 500, device)
 
 
 def hits(model: nn.Module, images: Tensor, labels: Tensor, device: torch.device) -> Tensor:
@@ -224,8 +229,8 @@ def save_weights(model: nn.Module, path: Path, name: str, result: PretrainingRes
     header = {
         "architecture": name,
         "classes": str(SOURCE_CLASSES),
-        "mean": json.dumps(architectures.LAB_MEAN),
-        "std": json.dumps(architectures.LAB_STD),
+        "mean": json.dumps(LAB_MEAN),
+        "std": json.dumps(LAB_STD),
         "source_accuracy": f"{result.source_accuracy:.4f}",
     }
     write_atomically(path, lambda partial: save_file(state, partial, metadata=header))
@@ -244,8 +249,8 @@ def model_card(name: str, model: nn.Module, recipe: PretrainingRecipe, result: P
         name=name,
         architecture=DESCRIPTIONS[name],
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        mean=architectures.LAB_MEAN,
-        std=architectures.LAB_STD,
+        mean=LAB_MEAN,
+        std=LAB_STD,
         shift=LARGEST_SHIFT,
         inverted=INVERTED_FRACTION,
         seconds=result.seconds,

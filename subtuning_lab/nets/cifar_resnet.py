@@ -2,29 +2,20 @@
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from subtuning_lab.utils.validation import OneOf, Whole, checked
 
-LAB_MEAN: tuple[float, float, float] = (0.5, 0.5, 0.5)
-LAB_STD: tuple[float, float, float] = (0.5, 0.5, 0.5)
-LAB_IMAGE_SIZE = 32
-STAGE_WIDTHS: tuple[int, int, int] = (16, 32, 64)
+LAB_MEAN = LAB_STD = (0.5, 0.5, 0.5)  # of both bundled backbones
+STAGE_WIDTHS = (16, 32, 64)
 
 Shortcut = Literal["A", "B"]
 
 
 class ZeroPadShortcut(nn.Module):
-    """Option-A shortcut: subsamples the image and adds zero channels on both sides; it has no parameters.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output; the difference to `in_channels` must be even.
-        stride: Step of the subsampling in pixels.
-    """
+    """Option-A shortcut: subsamples the image and adds zero channels, half on each side; it has no parameters."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -38,7 +29,7 @@ class ZeroPadShortcut(nn.Module):
 
 
 def _make_shortcut(in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> nn.Module:
-    """Return the identity where shapes agree, else the shortcut of the named option."""
+    """The identity where shapes agree, else the shortcut of the named option."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     if shortcut == "A":
@@ -48,14 +39,7 @@ def _make_shortcut(in_channels: int, out_channels: int, stride: int, shortcut: S
 
 
 class CifarBlock(nn.Module):
-    """Basic residual block: two 3 x 3 convolutions with BatchNorm and a shortcut around them.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        stride: Stride of the first convolution, in pixels.
-        shortcut: "A" (subsampling and zero channels) or "B" (1 x 1 convolution and BatchNorm).
-    """
+    """Basic residual block: two 3 x 3 convolutions, the first with the stride, and a shortcut around them."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, shortcut: Shortcut) -> None:
         super().__init__()
@@ -71,7 +55,7 @@ class CifarBlock(nn.Module):
 
 
 def _make_stage(in_channels: int, out_channels: int, stride: int, n_blocks: int, shortcut: Shortcut) -> nn.Sequential:
-    """Return `n_blocks` blocks of which the first changes the width and the resolution."""
+    """`n_blocks` blocks of which the first changes the width and the resolution."""
     first = CifarBlock(in_channels, out_channels, stride, shortcut)
     rest = (CifarBlock(out_channels, out_channels, 1, shortcut) for _ in range(n_blocks - 1))
     return nn.Sequential(first, *rest)
@@ -81,13 +65,10 @@ class CifarResNet(nn.Module):
     """ResNet for small images: a 3 x 3 stem, three stages of 16, 32 and 64 channels, average pooling, a linear readout.
 
     Args:
-        depth: Number of weighted layers, 6n + 2 with n >= 1 blocks per stage (8, 14, 20, 32, 44, 56, 110, ...).
-        num_classes: Outputs of the readout, at least 1.
-        stem_stride: Stride of the stem in pixels: 1 as published; 2 is four times cheaper.
+        depth: number of weighted layers, 6n + 2 with n blocks per stage (8, 14, 20, 32, 44, 56, 110, ...).
+        num_classes: outputs of the readout.
+        stem_stride: stride of the stem in pixels: 1 as published; 2 is four times cheaper.
         shortcut: "A" (no parameters, as published for CIFAR) or "B" (1 x 1 convolution and BatchNorm).
-
-    Raises:
-        ValueError: If an argument is outside these ranges.
 
     Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition" (2015), section 4.2.
     """
@@ -110,51 +91,39 @@ class CifarResNet(nn.Module):
         self._initialize_weights()
 
     def _initialize_weights(self) -> None:
-        """Draw convolutions from He's normal distribution; the linear layer keeps torch's own start."""
+        """Draws convolutions from He's normal distribution; the linear layer keeps torch's own start."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last feature map, (batch, 64, height, width), of normalized images (batch, 3, H, W)."""
+        """The last feature map, (batch, 64, height, width), of normalized images (batch, 3, H, W)."""
         x = F.relu(self.bn1(self.conv1(x)))
         return self.layer3(self.layer2(self.layer1(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool a feature map and return logits (batch, classes), or features (batch, 64) with `pre_logits`."""
+        """Logits (batch, classes) of a feature map, or its pooled features (batch, 64) with `pre_logits`."""
         features = x.mean(dim=(2, 3))
         return features if pre_logits else self.linear(features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (batch, classes) of normalized images (batch, 3, height, width)."""
+        """Logits (batch, classes) of normalized images (batch, 3, height, width)."""
         return self.forward_head(self.forward_features(x))
 
 
 def lab_resnet(num_classes: int = 100) -> CifarResNet:
-    """Return an untrained `lab-resnet`: depth 20, stem stride 2, projection shortcuts, about 0.28 M parameters.
-
-    Args:
-        num_classes: Outputs of the readout `linear`; 100 is what the bundled weights have.
-
-    Returns:
-        A network for images (batch, 3, 32, 32) normalized with `LAB_MEAN` and `LAB_STD`.
-    """
+    """An untrained `lab-resnet`: depth 20, stem stride 2, projection shortcuts, about 0.28 M parameters."""
     return CifarResNet(depth=20, num_classes=num_classes, stem_stride=2, shortcut="B")
 
 
 @checked(num_classes=Whole(0))
 def lab_vit(num_classes: int = 100) -> VisionTransformer:
-    """Return an untrained `lab-vit`: timm's vision transformer, patch 4, width 96, 6 blocks, about 0.47 M parameters.
+    """An untrained `lab-vit`: timm's vision transformer, patch 4, width 96, 6 blocks, about 0.47 M parameters.
 
-    Args:
-        num_classes: Outputs of the readout `head`; 100 is what the bundled weights have.
-
-    Returns:
-        A network for images (batch, 3, 32, 32) normalized with `LAB_MEAN` and `LAB_STD`; its features are the
-        mean of the 64 normalized patch tokens.
+    Its features are the mean of the 64 normalized patch tokens.
     """
     return VisionTransformer(
-        img_size=LAB_IMAGE_SIZE,
+        img_size=32,
         patch_size=4,
         embed_dim=96,
         depth=6,
@@ -165,12 +134,3 @@ def lab_vit(num_classes: int = 100) -> VisionTransformer:
         class_token=False,
         fc_norm=False,  # keep `norm` before pooling, so that the tail is norm -> mean -> head
     )
-
-
-def normalize_lab_images(images: Tensor) -> Tensor:
-    """Return float32 images (batch, 3, 32, 32) in [-1, 1] from uint8 ones: what both bundled backbones expect."""
-    if images.dtype != torch.uint8:
-        raise TypeError(f"images must be uint8, got {images.dtype}")
-    mean = torch.tensor(LAB_MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(LAB_STD, device=images.device).view(3, 1, 1)
-    return (images.float() / 255 - mean) / std

@@ -7,6 +7,7 @@ import hashlib
 import json
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import nn
@@ -79,6 +80,8 @@ def _plain(value: object) -> object:
     """A value as JSON has it, the same in every process; None for anything else."""
     if isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, Integral | Real):  # numpy's
+        return int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
         digest = hashlib.sha256()
         hash_tensor(digest, "", value)

@@ -266,6 +266,14 @@ def test_settings_without_weights_are_told_apart(blocks):
     assert len({with_block(block).fingerprint for block in blocks}) == len(blocks)
 
 
+def test_numpys_numbers_count_as_numbers():
+    strides = [nn.Conv2d(6, 6, 1, stride=stride, bias=False) for stride in (1, np.int64(1), 2, np.int64(2))]
+    for conv in strides:
+        nn.init.ones_(conv.weight)
+    first, same, other, same_other = (with_block(conv).fingerprint for conv in strides)
+    assert first == same != other == same_other
+
+
 def test_normalization_and_names_are_part_of_the_fingerprint():
     plain = tiny_chain()
     own = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
