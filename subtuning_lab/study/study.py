@@ -12,14 +12,13 @@ from typing import Any, ClassVar, Literal
 
 import pandas as pd
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from subtuning_lab.data.task import Split, Task
 from subtuning_lab.engine.fit import ENGINES
 from subtuning_lab.engine.memory import Prepared
 from subtuning_lab.engine.recipe import Recipe, check_recipes, recipe_grid
 from subtuning_lab.inference.tuned_task import TunedTask
-from subtuning_lab.nets.chain import BN_MODES, Chain, count_parameters, frozen_copy, in_order
+from subtuning_lab.nets.chain import BN_MODES, Chain, count_parameters, frozen_copy, in_order, keeps_statistics
 from subtuning_lab.nets.flops import part_table
 from subtuning_lab.nets.inputs import check_images
 from subtuning_lab.search.candidates import chosen_rows
@@ -388,7 +387,7 @@ class Study:
 
     def _recipes_of(self, blocks: tuple[str, ...]) -> list[Recipe]:
         """The distinct recipes for a subset: what it doesn't depend on is set to one value."""
-        norms = any(isinstance(m, _BatchNorm) for name in blocks for m in self.backbone.part(name).modules())
+        norms = any(keeps_statistics(m) for name in blocks for m in self.backbone.part(name).modules())
         recipes = [one if norms else replace(one, bn=BN_MODES[0]) for one in self.recipes]
         return list(dict.fromkeys(recipes if blocks else [one.for_probing() for one in recipes]))
 

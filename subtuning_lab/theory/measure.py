@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from subtuning_lab.engine.fit import fit_together
 from subtuning_lab.inference.tuned_task import TunedTask
-from subtuning_lab.nets.chain import in_order
+from subtuning_lab.nets.chain import in_order, keeps_statistics
 from subtuning_lab.nets.heads import Start
 from subtuning_lab.nets.inputs import logits_of
 from subtuning_lab.search.candidates import summarize
@@ -214,7 +213,7 @@ def _correlation(pairs: list[np.ndarray], resamples: int, confidence: float, see
 
 
 def _check_call(study: Study, subsets: Mapping[str, Blocks]) -> dict[str, tuple[str, ...]]:
-    has_norms = any(isinstance(module, _BatchNorm) for module in study.backbone.modules())
+    has_norms = any(map(keeps_statistics, study.backbone.modules()))
     if has_norms and any(recipe.bn != "frozen" for recipe in study.recipes):
         raise ValueError('recipes have bn="batch"; a bound needs bn="frozen": study.variant(bn="frozen")')
     if any(recipe.siamese for recipe in study.recipes):
