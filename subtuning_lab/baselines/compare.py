@@ -13,7 +13,7 @@ import pandas as pd
 from subtuning_lab.baselines.head2toe import Head2Toe
 from subtuning_lab.data.task import Split
 from subtuning_lab.nets.chain import in_order
-from subtuning_lab.search.candidates import best_of, candidate_table
+from subtuning_lab.search.candidates import best_of, candidate_table, chosen_rows
 from subtuning_lab.search.exhaustive import SearchResult
 from subtuning_lab.search.greedy import GreedyResult
 from subtuning_lab.study.keys import Method
@@ -258,9 +258,8 @@ def _random_row(study: Study, name: str, like: tuple[str, ...], draws: int, seed
 def _method_row(study: Study, name: str, grid: Sequence[Method], door: _Door) -> dict[str, Any]:
     """A method that is no subset, with the best of its settings."""
     scores = study.method_scores(grid)
-    means = scores.groupby("method")["accuracy"].mean()
-    best = grid[int(means.idxmax())]
-    own = scores[scores["method"] == means.idxmax()]
+    best = grid[chosen_rows(scores.assign(place=scores["method"]), "method", nested=False)["place"].iloc[0]]
+    own = chosen_rows(scores, "method")  # each fold's settings chosen on the others, as for subsets
     row = {"method": name, "blocks": (), "params": 0, "accuracy": own["accuracy"].mean(), "std": own["accuracy"].std()}
     row |= {"n": len(own), "subsets": len(grid), "trainings": len(scores), "seconds": scores["seconds"].sum()}
     told = ", ".join(f"{k} {v:g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in best.settings().items())

@@ -103,7 +103,7 @@ def records(
 
     if not path.is_file():
         raise FileNotFoundError(f"there is no run store {path}")
-    tell({"records": lab.Records(path).table()}, as_json)
+    tell({"records": lab.Records(path, readonly=True).table()}, as_json)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "greedy": ["GreedyResult", "greedy_subtuning"],
         "exhaustive": ["SearchResult", "agreement_table", "best_window", "exhaustive_search"],
         "racing": ["Halving", "Race"],
-        "significance": ["FoldDifference", "SignificantGain", "fold_difference"],
+        "significance": ["FoldDifference", "SignificantGain", "compare_with_best", "fold_difference"],
     },
 )

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from subtuning_lab.search.candidates import value_of
+from subtuning_lab.search.candidates import summarize, value_of
 from subtuning_lab.search.statistics import DIGITS, overlap_factor
 from subtuning_lab.utils.validation import Real, Rule, Table, check_all, checked
 
@@ -74,6 +74,9 @@ class FoldDifference:
     folds: int
 
 
+_UNKNOWN = FoldDifference(math.nan, math.nan, math.nan, 0)
+
+
 @checked(rows=_ROWS, others=_ROWS)
 def fold_difference(rows: pd.DataFrame, others: pd.DataFrame) -> FoldDifference:
     """Compares two subsets, paired by fold: does the first score higher?
@@ -98,6 +101,34 @@ def fold_difference(rows: pd.DataFrame, others: pd.DataFrame) -> FoldDifference:
         return FoldDifference(float(by_fold.mean()), math.nan, math.nan, k)
     error = float(by_fold.std(ddof=1) * overlap_factor(k))
     return FoldDifference(float(by_fold.mean()), error, corrected_p(by_fold, overlap=1 / (k - 1)), k)
+
+
+@checked(scores=Table(("blocks", "fold", "seed"), ("accuracy",)))
+def compare_with_best(scores: pd.DataFrame) -> pd.DataFrame:
+    """How far each subset is behind the best one, paired by fold: what a one-standard-error rule goes by.
+
+    Args:
+        scores: rows of `Study.scores`, or a profile's or search's `scores`.
+
+    Returns:
+        Index `blocks`; `accuracy` (mean), `difference` (from the best subset's, 0 for this, else below), `error` (its
+        standard error, see `fold_difference`; missing for one fold), `p` (one-sided, of the best being no better), and
+        `within` (at most one standard error behind). Missing where a training diverged, or a race gave the subset up.
+    """
+    groups = dict(iter(scores.groupby("blocks", sort=False)))
+    means = summarize(scores)
+    best = groups[means["score"].where(~means.index.isin(_given_up(scores))).idxmax()]
+    places, rows = set(zip(best["fold"], best["seed"], strict=True)), []
+    for blocks, own in groups.items():
+        same = value_of(own).notna().all() and set(zip(own["fold"], own["seed"], strict=True)) == places
+        ahead = fold_difference(best, own) if same and blocks not in _given_up(scores) else _UNKNOWN
+        rows.append((-ahead.mean + 0.0, ahead.error, ahead.p, own is best or bool(ahead.mean <= ahead.error)))
+    table = pd.DataFrame(rows, columns=["difference", "error", "p", "within"], index=means.index)
+    return pd.concat([means["accuracy"], table], axis=1)
+
+
+def _given_up(scores: pd.DataFrame) -> list[tuple[str, ...]]:
+    return scores.loc[scores["dropped"] > 0, "blocks"].unique().tolist() if "dropped" in scores else []
 
 
 def corrected_p(differences: np.ndarray, overlap: float) -> float:

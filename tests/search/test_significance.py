@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from subtuning_lab.search.significance import SignificantGain, corrected_p, fold_difference, holm
+from subtuning_lab.search.significance import SignificantGain, compare_with_best, corrected_p, fold_difference, holm
 
 
 def rows(accuracies, folds=5):
@@ -142,3 +142,19 @@ def test_scores_that_are_no_pairs_are_refused():
     for wrong in ([0.1], [0.1, math.nan], [[0.1, 0.2]]):
         with pytest.raises(ValueError, match="at least 2 finite differences"):
             corrected_p(np.array(wrong), 0.25)
+
+
+def test_who_is_within_one_paired_standard_error_of_the_best():
+    """Folds differ much and subsets little: unpaired errors would call everything equal."""
+    hard, better = np.array([0.2, 0.9, 0.5, 0.7, 0.4]), np.array([0.05, 0.06, 0.04, 0.05, 0.06])
+    tables = {("b1",): hard + better, ("b2",): hard, ("b3",): hard + better - [0.01, -0.01, 0.01, -0.01, 0.005]}
+    scores = pd.concat([rows(values).assign(blocks=[blocks] * 5) for blocks, values in tables.items()])
+    diverged = rows([0.9, math.nan, 0.9, 0.9, 0.9]).assign(blocks=[("b4",)] * 5)
+    table = compare_with_best(pd.concat([scores, diverged]))
+    assert table["within"].tolist() == [True, False, True, False]
+    assert table["difference"].tolist()[:3] == pytest.approx([0, -0.052, -0.001]) and math.isnan(
+        table["difference"].iloc[3]
+    )
+    assert table["error"].tolist()[1] == pytest.approx(better.std(ddof=1) * math.sqrt(1 / 5 + 1 / 4))
+    given_up = scores.assign(dropped=[1 if blocks == ("b1",) else 0 for blocks in scores["blocks"]])
+    assert compare_with_best(given_up)["within"].tolist() == [False, False, True]
