@@ -14,7 +14,7 @@ INSTALL := $(BIN)/python -m pip install --no-compile -c constraints.txt
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-fast lint lab bench clean
+.PHONY: help setup reproduce test test-fast lint lab bench docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -44,6 +44,9 @@ lab: setup  ## open the notebooks in JupyterLab
 
 bench: setup  ## run every benchmark
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+docs: setup  ## draw the rooms and list the public names (docs/architecture.svg, docs/api.md)
+	$(BIN)/python scripts/draw_rooms.py
 
 clean:  ## remove the environment, builds and caches (results and records stay)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

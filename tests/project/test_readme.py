@@ -1,5 +1,6 @@
 """Every command in the README does what the README says."""
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -14,11 +15,12 @@ import subtuning_lab as lab
 from subtuning_lab.cli.main import app
 from subtuning_lab.report.presets import load_preset, parse_parameter, settle_parameters
 from subtuning_lab.report.run import select_sections
+from tests.project.test_project import FLOORS
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
+README, BEYOND = (ROOT / "README.md").read_text(), (ROOT / "docs" / "beyond.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
+(EXAMPLE,), (BEYOND_EXAMPLE,) = (re.findall(r"```python\n(.*?)```", text, re.S) for text in (README, BEYOND))
 SHELL = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
 COMMANDS = [line for line in SHELL if line.startswith("subtuning-lab") and " reproduce" not in line]
 REPRODUCE = [line for line in SHELL if line.startswith("subtuning-lab reproduce")]
@@ -43,7 +45,7 @@ def test_there_is_something_to_test():
 
 
 def test_the_example_runs_as_printed(workplace, capsys):
-    offline = EXAMPLES[0].replace('"resnet18", weights="pretrained"', '"lab-resnet"').replace("epochs=10", "epochs=15")
+    offline = EXAMPLE.replace('"resnet18", weights="pretrained"', '"lab-resnet"').replace("epochs=10", "epochs=15")
     assert offline.count('"lab-resnet"') == 2
     exec(compile(offline, "README", "exec"), {})
     assert {"photos.safetensors", "profile.png", "runs"} <= {path.name for path in workplace.iterdir()}
@@ -52,7 +54,7 @@ def test_the_example_runs_as_printed(workplace, capsys):
 
 
 def test_what_lies_beyond_the_search_runs_as_printed_but_smaller():
-    (example,) = EXAMPLES[1:]
+    example = BEYOND_EXAMPLE
     for whole, small in {
         'load_task("digits")': 'load_task("digits", train_size=60, test_size=20)',
         'load_task("source")': 'load_task("source", train_size=80, test_size=40)',
@@ -96,8 +98,32 @@ def test_no_figure_is_left_open():
     assert not re.search(r"@[A-Z0-9]+@|TODO", README)
 
 
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert len(links) > 5
-    missing = [link for link in links if not (ROOT / link).exists() or not (ROOT / link).stat().st_size]
-    assert not missing
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    places = [page.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
+    assert not [place for place in places if not place.exists() or not place.stat().st_size]
+
+
+def test_the_first_screen_is_short():
+    assert README.count("\n") <= 120
+    assert README.index("![") < README.index("```sh") < README.index("```python") < 5_000
+
+
+@pytest.fixture(scope="module")
+def drawing():
+    spec = importlib.util.spec_from_file_location("draw_rooms", ROOT / "scripts" / "draw_rooms.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pictures_and_lists_of_the_package_are_up_to_date(drawing):
+    """Else run `make docs`."""
+    assert drawing.PICTURE.read_text() == drawing.picture() and drawing.API.read_text() == drawing.api()
+    assert [*drawing.FLOORS.values()][::-1] == list(FLOORS)
+
+
+def test_an_arrow_is_an_import_that_no_other_implies(drawing):
+    graph = {"a": {"b", "c"}, "b": {"c"}, "c": set()} | {room: set() for room in drawing.ROOMS}
+    drawing.ROOMS[:] = ["c", "b", "a"]
+    assert drawing.arrows(graph) == [("b", "c"), ("a", "b")]
