@@ -98,7 +98,9 @@ def test_no_figure_is_left_open():
     assert not re.search(r"@[A-Z0-9]+@|TODO", README)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.stem
+)
 def test_links_lead_somewhere(page):
     places = [page.parent / link for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
     assert not [place for place in places if not place.exists() or not place.stat().st_size]
