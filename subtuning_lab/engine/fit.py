@@ -326,7 +326,7 @@ class History:
 
     def fit(self, blocks: frozenset[str], seconds: float) -> Fit:
         """The finished candidate."""
-        losses = torch.stack(self.losses).double().cpu()
+        losses = torch.stack(self.losses).cpu().double()  # Apple's GPU has no float64
         diverged = not all(tensor.isfinite().all() for tensor in [losses, *self.trained])
         score = self.score
         if score is not None and (diverged or not math.isfinite(score.loss)):

@@ -86,7 +86,7 @@ def scale_by_relative_gradients(optimizer: torch.optim.Optimizer, losses: Iterab
     for loss in losses:
         gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
         norms, sizes = (torch.stack(torch._foreach_norm(tensors)) for tensors in (gradients, weights))
-        ratios += torch.where(sizes > 0, norms / sizes, 0).detach().double().cpu()
+        ratios += torch.where(sizes > 0, norms / sizes, 0).detach().cpu().double()
     families: dict[object, float] = {}
     for group, ratio in zip(groups, ratios.tolist(), strict=True):
         families[group["family"]] = max(ratio, families.get(group["family"], 0.0))

@@ -194,7 +194,7 @@ def _random_images(net: nn.Module, batch_size: int, size: int | tuple[int, int] 
     """Images in [0, 1] of the size and on the device that the network was made for."""
     inner = net if hasattr(net, "input_size") else next(m for m in net.modules() if isinstance(m, Chain))
     size = size or getattr(net, "image_size", None) or inner.input_size[1:]
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size if isinstance(size, tuple | list) else (size, size)
     images = torch.rand(batch_size, 3, height, width, generator=torch.Generator().manual_seed(0))
     return images.to(next(m for m in net.modules() if isinstance(m, Chain | NetworkInput)).mean)
 

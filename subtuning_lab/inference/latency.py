@@ -168,7 +168,8 @@ class _Plan:
     def times(self, nets: Mapping[str, nn.Module]) -> dict[str, np.ndarray]:
         """Milliseconds of every run by network; run i of one is next to run i of the others."""
         self._check(nets)
-        height, width = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
+        size = self.image_size
+        height, width = size if isinstance(size, tuple | list) else (size, size)
         images = torch.rand(self.batch_size, 3, height, width, generator=torch.Generator().manual_seed(0))
         ready = {name: self._on_device(net) for name, net in nets.items()}
         inputs = {name: images.to(_weight(net)) for name, net in ready.items()}

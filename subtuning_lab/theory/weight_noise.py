@@ -235,8 +235,8 @@ def _error_chances(
     Each logit then carries independent noise of sigma sqrt(|features|^2 + 1): the right one is the largest with
     probability E_z prod_j Phi((l_right - l_j) / std + z), z standard normal.
     """
-    logits, labels = head(features).double().cpu(), labels.cpu()
-    reach = (features.double().square().sum(1) + (head.bias is not None)).sqrt().cpu()
+    logits, labels = head(features).cpu().double(), labels.cpu()
+    reach = (features.cpu().double().square().sum(1) + (head.bias is not None)).sqrt()
     nodes, weights = (torch.from_numpy(own) for own in np.polynomial.hermite_e.hermegauss(_NODES))
     gaps = (logits.gather(1, labels[:, None]) - logits).scatter(1, labels[:, None], math.inf)
     right = []

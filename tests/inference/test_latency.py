@@ -26,7 +26,7 @@ class Sleeper(nn.Module):
 
 def test_what_is_run():
     net = Sleeper()
-    latency = measure_latency(net, 9, 4, runs=7, warmup=3)
+    latency = measure_latency(net, np.int64(9), 4, runs=7, warmup=3)
     assert latency.n == 7 and len(net.calls) == 10
     for _, images, inference, _ in net.calls:
         assert images.shape == (4, 3, 9, 9) and inference and images.min() >= 0 and images.max() <= 1
