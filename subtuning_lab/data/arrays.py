@@ -25,21 +25,21 @@ def as_images(images: np.ndarray | torch.Tensor, what: str = "images") -> torch.
         TypeError: neither array nor tensor, or a dtype that is neither uint8 nor floating point.
         ValueError: another shape, or NaN or values outside [0, 1]; the first bad image's index is named.
     """
-    batch = image_batch(images, what)
+    batch = image_batch(images, what).cpu()
     if batch.is_floating_point():
         batch = (batch.float() * 255).round().to(torch.uint8)
     return batch.clone(memory_format=torch.contiguous_format)
 
 
 def image_batch(images: np.ndarray | torch.Tensor, what: str = "images") -> torch.Tensor:
-    """The same images (n, 3, H, W) on the CPU, uint8 or floating point as they are. Takes and raises as `as_images`."""
+    """The same images (n, 3, H, W) where they lie, uint8 or floating point as they are. Takes what `as_images` takes."""
     if not isinstance(images, np.ndarray | torch.Tensor):
         raise TypeError(f"{what} must be a numpy array or torch tensor, got {type(images).__name__}")
     if isinstance(images, np.ndarray):
         if images.dtype.type not in (np.uint8, np.float16, np.float32, np.float64):
             raise TypeError(f"{what} must be uint8, or floating point in [0, 1], got {images.dtype}")
         images = torch.from_numpy(np.require(images, images.dtype.newbyteorder("="), ["C", "W"]))
-    images = _channels_first(images.detach().cpu(), what)
+    images = _channels_first(images.detach(), what)
     check_values(images, what)
     return images.expand(-1, 3, -1, -1)
 
