@@ -32,7 +32,7 @@ def as_images(images: np.ndarray | torch.Tensor, what: str = "images") -> torch.
 
 
 def image_batch(images: np.ndarray | torch.Tensor, what: str = "images") -> torch.Tensor:
-    """The same images (n, 3, H, W) where they lie, uint8 or floating point as they are. Takes what `as_images` takes."""
+    """The same images (n, 3, H, W) where they lie, uint8 or floating point. Takes what `as_images` takes."""
     if not isinstance(images, np.ndarray | torch.Tensor):
         raise TypeError(f"{what} must be a numpy array or torch tensor, got {type(images).__name__}")
     if isinstance(images, np.ndarray):
