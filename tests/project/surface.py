@@ -117,9 +117,7 @@ class Material:
 
     @cached_property
     def queries(self) -> pd.DataFrame:
-        return lab.active_learning(
-            self.chain, self.task, [12, 6], self.recipe, {"LP": []}, repeats=2, progress=False
-        )
+        return lab.active_learning(self.chain, self.task, [12, 6], self.recipe, {"LP": []}, repeats=2, progress=False)
 
     @cached_property
     def curves(self) -> pd.DataFrame:

@@ -1,0 +1,27 @@
+"""The short version of the faults; `python -m tests.end_to_end.faults` tries them as often as one likes."""
+
+import pytest
+
+from tests.end_to_end.faults import FAULTS, Scene
+
+QUICK = ("kills", "flips", "damages", "divergence", "readonly")
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory) -> Scene:
+    folder = tmp_path_factory.mktemp("faults")
+    for parent in (folder, folder.parent, folder.parent.parent):
+        parent.chmod(0o755)  # another user reads it, too
+    return Scene(folder)
+
+
+@pytest.mark.xdist_group("faults")
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
+)
+def test_a_fault_loses_nothing_and_is_told(scene, name):
+    task, tries, _ = FAULTS[name]
+    for outcome in task(scene, tries):
+        assert outcome.good, f"{outcome.fault}: {outcome.notes}"
+        if "skipped" in outcome.fault:
+            pytest.skip(outcome.fault)
