@@ -1,6 +1,8 @@
 """The public surface: every callable that `lab`, `lab.notebook` and `lab.report` name, each with one right call."""
 
 import inspect
+import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +15,7 @@ from torch import nn
 
 import subtuning_lab as lab
 from subtuning_lab import notebook, report
-from subtuning_lab.utils.validation import Rule
+from subtuning_lab.utils.validation import Rule, shown
 from tests.helpers import tiny_chain, tiny_split, tiny_task
 
 
@@ -205,11 +207,11 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
     "Preparation.as_dict": lambda m: dict(self=m.tuned.preparation),
     "Preparation.fits": lambda m: dict(self=m.tuned.preparation, height=8, width=8),
     "Preparation.prepared": lambda m: dict(self=m.tuned.preparation, images=IMAGES),
-    "MergedNetwork.prepare": lambda m: dict(self=m.merged, images=IMAGES),
     "load_tuned": lambda m: dict(path=m.saved(), backbone=m.source_chain),
     "MergedNetwork": lambda m: dict(backbone=m.source_chain, tasks={"tiny": m.tuned}),
     "MergedNetwork.forward": lambda m: dict(self=m.merged, images=IMAGES),
     "MergedNetwork.rows_table": lambda m: dict(self=m.merged),
+    "MergedNetwork.prepare": lambda m: dict(self=m.merged, images=IMAGES),
     "MergedNetwork.train": lambda m: dict(self=m.merged),
     "merge_tasks": lambda m: dict(backbone=m.source_chain, tasks={"tiny": m.tuned}),
     "OneAfterAnother": lambda m: dict(networks={"tiny": m.tuned.network()}),
@@ -402,8 +404,60 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
     # report
     "machine_line": lambda m: {},
     "reproduce": lambda m: dict(notebooks=m.notebooks, results=m.path("results")),
+    "styled": lambda m: dict(table=m.profile.table),
     "write_section": lambda m: dict(
         folder=m.path("section"), name="01_empty", title="t", question="q", figure=lab.plot_profile(m.profile).figure,
         table=m.profile.table, paper=None, notes=["n"], n=1,
     ),
 }  # fmt: skip
+
+
+# ---------------------------------------------------------------- wrong calls
+
+
+def nonsense(public: Public, parameter: str) -> list[object]:
+    """Values that no parameter of its annotation can take, and those that its rule forbids."""
+    known = inspect.signature(public.function).parameters[parameter]
+    kind = str(known.annotation)
+    wrong: list[object] = [object(), *(public.rules[parameter].wrong() if parameter in public.rules else ())]
+    if known.default is not None and "None" not in kind:
+        wrong.append(None)
+    if kind.startswith(("int", "float")):
+        wrong += ["1", float("nan"), [1], -(10**9)]
+    elif kind.startswith(("str", "Literal")) and "Path" not in kind:
+        wrong += [17, "", "no such"]
+    elif kind.startswith(("Sequence", "Iterable", "tuple")):
+        wrong += [[object()], *([] if "float" in kind else [5, 0.5])]
+    elif kind.startswith("Mapping"):
+        wrong += [5, [1], {object(): object()}]
+    elif "DataFrame" in kind:
+        wrong += [5, pd.DataFrame({"no such": [1]})]
+    elif kind == "bool":
+        wrong += ["yes", 2]
+    rule = public.rules.get(parameter)
+    return [value for value in wrong if rule is None or not _allows(rule, value)]
+
+
+def _allows(rule: Rule, value: object) -> bool:
+    try:
+        rule.check("", value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def verdict(public: Public, arguments: Mapping[str, Any], parameter: str) -> str:
+    """What is wrong with how a call refuses its one wrong value; nothing if an error of ours names it."""
+    value = arguments[parameter]
+    try:
+        answer = public.function(**arguments)
+        if inspect.isgenerator(answer):
+            next(answer)
+    except (TypeError, ValueError, OSError) as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        ours = "subtuning_lab" in frame.filename and "raise" in (frame.line or "")
+        named = re.search(rf"\b{parameter}\b", str(error)) or shown(value).strip("[]")[:15] in str(error)
+        return "" if ours and named else f"obscure: {type(error).__name__}: {str(error)[:120]} ({frame.name})"
+    except Exception as error:
+        return f"obscure: {type(error).__name__}: {str(error)[:120]}"
+    return "accepted"
