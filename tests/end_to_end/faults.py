@@ -91,7 +91,7 @@ def rows_of(path: Path) -> pd.DataFrame:
 
 def same(rows: pd.DataFrame, others: pd.DataFrame) -> bool:
     """Whether two tables hold the same rows bit for bit."""
-    return rows.index.equals(others.index) and bool((rows.astype(str) == others.astype(str)).all(axis=None))
+    return rows.index.equals(others.index) and bool((rows.map(repr) == others.map(repr)).all(axis=None))
 
 
 def start(task: Callable[[], object], log: Path) -> int:
@@ -133,7 +133,7 @@ def run(task: Callable[[], object], log: Path) -> int:
 
 def last_line(log: Path) -> str:
     """What a child said last."""
-    lines = log.read_text().strip().splitlines() if log.exists() else []
+    lines = [line for line in log.read_text().splitlines() if line.strip()] if log.exists() else []
     return lines[-1] if lines else ""
 
 
