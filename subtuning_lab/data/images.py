@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -286,11 +285,6 @@ def _raise_all(errors: Mapping[int, Exception], n: int) -> None:
     lines[_SHOWN:] = [f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     kind = FileNotFoundError if all(isinstance(e, FileNotFoundError) for e in errors.values()) else ValueError
     raise kind("\n".join([f"{len(errors)} of {n} images cannot be read:", *lines]))
-
-
-def default_memory_limit() -> int:
-    """Half of the memory that is available now, in bytes."""
-    return psutil.virtual_memory().available // 2
 
 
 def load_images(items: Items, size: tuple[int, int], limit: int, progress: str | None) -> torch.Tensor | StreamedImages:

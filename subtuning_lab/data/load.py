@@ -14,10 +14,11 @@ from subtuning_lab.data.builtin import DIGITS, GENERATED, digits, generated
 from subtuning_lab.data.corruptions.registry import corruption_names, parse_corruptions
 from subtuning_lab.data.decode import LARGEST_SIZE
 from subtuning_lab.data.folders import cifar10c, folder, vtab
-from subtuning_lab.data.images import common_size, default_memory_limit, load_images
+from subtuning_lab.data.images import common_size, load_images
 from subtuning_lab.data.splits import Listing
 from subtuning_lab.data.task import Split, Task, warn_of_shared
 from subtuning_lab.data.torchvision_sets import PUBLISHED, VTAB, published, vtab_sized
+from subtuning_lab.utils.memory import free_main_memory
 from subtuning_lab.utils.text import printable
 from subtuning_lab.utils.validation import Flag, Is, Text, Whole, checked
 
@@ -90,7 +91,7 @@ def load_task(
     listing = list_images(base, train_size or 1000, test_size or 1000, int(seed), data_dir, download)
     chosen = listing.choose(train_size, test_size, int(seed))
     size = (image_size, image_size) if image_size else common_size([chosen.train.items, chosen.test.items])
-    limit = default_memory_limit() if memory_limit is None else memory_limit
+    limit = free_main_memory() // 2 if memory_limit is None else memory_limit
     train, test = _load_splits(chosen, size, limit, printable(base) if progress else None)
     decoded = all(isinstance(split.images, torch.Tensor) for split in (train, test))
     warn_of_shared(*((train.images, test.images) if decoded else (chosen.train.items, chosen.test.items)))

@@ -7,15 +7,14 @@ import gc
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-import psutil
 import torch
 from torch import nn
 
 from subtuning_lab.engine.shared_forward import SharedForward
 from subtuning_lab.nets.chain import Chain, check_still, fork_of, without_dropout
 from subtuning_lab.nets.inputs import fast_layout
+from subtuning_lab.utils.memory import free_main_memory
 from subtuning_lab.utils.validation import Is, checked
 
 _SHARE_OF_FREE = 1 / 3  # others live on the machine, too, and more makes a pass hardly faster
@@ -171,45 +170,10 @@ def free_bytes(device: torch.device) -> int:
     39 seconds of a CPU with limits of 0.25, 1, 4 and 12 GiB, and 0.65, 0.8, 3.0 and 6.8 GiB at their peak.
     """
     if device.type != "cuda":
-        return int(_SHARE_OF_FREE * _free_main_memory())
+        return int(_SHARE_OF_FREE * free_main_memory())
     free, _ = torch.cuda.mem_get_info(device)
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, ready for reuse
     return int(_SHARE_OF_FREE * (free + cached))
-
-
-def _free_main_memory(root: Path = Path("/")) -> int:
-    """Free bytes of the machine, or what this process's control groups (version 1 and 2) leave of them."""
-    free = psutil.virtual_memory().available
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # not on Linux
-        return free
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        base, *names = _GROUP_FILES["v1" if controllers else "v2"]
-        base, group = root / base, root / base / path.lstrip("/")
-        # A parent's limit binds as well; in a container the path may be the host's, of which only the base is there.
-        for place in [group, *group.parents][: len(group.parts) - len(base.parts) + 1]:
-            free = min(free, _left_in(place, *names))
-    return max(0, free)
-
-
-_GROUP_FILES = {  # where groups are; limit, use, and the cached files in it, which the system gives back when asked
-    "v1": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    "v2": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-}
-
-
-def _left_in(group: Path, limit: str, usage: str, cache: str) -> float:
-    """Bytes that a control group leaves to its processes; infinite without a limit, or without such a group."""
-    try:
-        most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except OSError:
-        return math.inf
-    return math.inf if most == "max" else int(most) - used + int(stat.get(cache, 0))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -112,3 +112,9 @@ def test_every_name_is_described():
     assert set(names) == {*OFFLINE, *PUBLISHED, *VTAB, "folder:DIR", "vtab:DIR", "cifar10c:DIR/NAME@SEVERITY"}
     assert list(names)[:5] == list(OFFLINE)
     assert all(text and "\n" not in text for text in names.values())
+
+
+def test_what_half_of_the_free_memory_does_not_hold_is_streamed(monkeypatch):
+    monkeypatch.setattr("subtuning_lab.data.load.free_main_memory", lambda: 2 * 40 * 3 * 32 * 32)
+    task = load("digits", train_size=40, test_size=40)
+    assert isinstance(task.train.images, torch.Tensor) and isinstance(task.test.images, StreamedImages)

@@ -14,6 +14,7 @@ from subtuning_lab.engine.fit import ENGINES, fit_together
 from subtuning_lab.engine.memory import NotEnoughMemoryError, Prepared, is_out_of_memory, kept_for_backward
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.nets.chain import Chain
+from subtuning_lab.utils.memory import free_main_memory
 from tests.helpers import tiny_chain, tiny_split, tiny_task
 
 RECIPE = Recipe(epochs=2, batch_size=8, head_start="probe")
@@ -174,15 +175,15 @@ def test_free_memory_keeps_to_the_containers_limit(version, limits, left, tmp_pa
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Machine", (), {"available": 2**40}))
     if version == 1:
         limits = {group: (2**63 - 4096 if limit == "max" else limit, *use) for group, (limit, *use) in limits.items()}
-    assert memory._free_main_memory(control_groups(tmp_path, version, limits)) == (2**40 if left is None else left)
+    assert free_main_memory(control_groups(tmp_path, version, limits)) == (2**40 if left is None else left)
 
 
 def test_a_pass_takes_a_third_of_what_is_free(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "_free_main_memory", lambda: 3000)
+    monkeypatch.setattr(memory, "free_main_memory", lambda: 3000)
     assert memory.free_bytes(torch.device("cpu")) == 1000
     monkeypatch.undo()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Machine", (), {"available": 77}))
-    assert memory._free_main_memory(tmp_path) == 77  # no Linux
+    assert free_main_memory(tmp_path) == 77  # no Linux
 
 
 # ---------------------------------------------------------------- what is measured
