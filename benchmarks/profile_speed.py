@@ -38,7 +38,7 @@ import subtuning_lab as lab
 from subtuning_lab.data.augment import augment
 from subtuning_lab.nets.flops import training_flops
 from subtuning_lab.report.page import machine_line
-from subtuning_lab.utils.random import seeded
+from subtuning_lab.utils.random import Stream, seeded
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,10 @@ def lean_way(backbone: lab.Chain, subsets: list, train: lab.Split, recipe: lab.R
         parameters = [p for p in network.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, fused=True)
         for epoch in range(recipe.epochs):
-            order = torch.randperm(len(train), generator=seeded(0, epoch))
+            order = torch.randperm(len(train), generator=seeded(Stream.ORDER, 0, epoch))
             for batch, rows in enumerate(order.tensor_split(steps)):
-                views = augment(train.images[rows.to(device)] / 255, recipe.augment, None, seeded(0, epoch, batch))
+                chance = seeded(Stream.VIEW, 0, epoch, batch)
+                views = augment(train.images[rows.to(device)] / 255, recipe.augment, None, chance)
                 with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                     loss = F.cross_entropy(network(model.normalize(views)), train.labels[rows].to(device))
                 optimizer.zero_grad()
