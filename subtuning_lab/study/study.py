@@ -67,7 +67,7 @@ class Study:
         records: SQLite file, a `Records`, or None for this session only. What is there is not computed again.
         device: by default the GPU if there is one ("mps" for float32 only).
         engine: "one_pass" or "sequential".
-        memory_limit: bytes for one pass; by default most of what is free.
+        memory_limit: bytes for one pass; by default a third of what is free.
         progress: whether to show it; a function is called with (trained, total) steps instead, and may raise to stop.
         score: what recipes and blocks are chosen by: "accuracy", "balanced_accuracy" (mean over the classes of each
             one's accuracy: where some are rare), or "loss" (cross-entropy, of which less is better).

@@ -208,9 +208,6 @@ def test_no_subsets_need_no_training():
         ({"validation": tiny_split(8, classes=8)}, r"validation label 3 .* outside 0..2"),
         ({"recipe": Recipe(patience=2)}, "patience is 2, but there are no validation images"),
         ({"recipe": [RECIPE] * 2}, "2 recipes for 1 subsets"),
-        ({"engine": "parallel"}, "'parallel'; it must be one of one_pass, sequential"),
-        ({"memory_limit": -1}, "memory_limit is -1; it must be a whole number at least 0"),
-        ({"seed": -1}, "seed is -1; it must be a whole number at least 0"),
     ],
 )
 def test_wrong_calls_train_nothing(options, message):
