@@ -8,7 +8,8 @@ Greedy SubTuning up to 3 blocks, every score computed anew, by four searches:
     halving   by rank after a short schedule (`Halving`)
 
 Printed are the seconds of each search, what full needs more or less, and what each chose: mean accuracy over the folds
-with its standard error, and whether that is within one standard error of the full search's. With --records the searches
+with its standard error (corrected for the folds' common images), and whether that is at most one standard error of
+their difference, paired by fold, behind the full search's. With --records the searches
 share their scores, which is quick on a machine that others use too: then the arithmetic is compared, and not seconds.
 
     python benchmarks/greedy_speed.py
@@ -34,6 +35,7 @@ from subtuning_lab.report.page import machine_line
 from subtuning_lab.search.exhaustive import agreement_table
 from subtuning_lab.search.greedy import GreedyResult, greedy_subtuning
 from subtuning_lab.search.racing import Halving, Race
+from subtuning_lab.search.statistics import overlap_factor
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SEARCHES = {"full": None, "race": Race(), "halving": Halving()}
@@ -139,7 +141,7 @@ def report(found: dict[str, dict[str, GreedyResult]]) -> pd.DataFrame:
         print(f"\nepsilon {epsilon}: chosen blocks, accuracy and its standard error over 5 folds")
         tables.append(agreement_table(**own).assign(epsilon=epsilon))
         for row in tables[-1].sort_values("label", kind="stable").itertuples():
-            score = f"{row.accuracy:.3f} +- {row.std / math.sqrt(row.n):.3f}  {' + '.join(row.blocks) or 'none'}"
+            score = f"{row.accuracy:.3f} +- {row.std * overlap_factor(row.n):.3f}  {' + '.join(row.blocks) or 'none'}"
             cheaper = f"  within 1 SE: {'yes' if row.within else 'no'}, {row.saved_flops:.1f} x fewer FLOPs"
             print(f"  {row.label:20} {row.search:8} {score}{'' if row.search == 'full' else cheaper}")
     return pd.concat(tables, ignore_index=True).drop(columns=["seconds", "saved"])
