@@ -120,6 +120,9 @@ IN_MEMORY = {
     "nothing": (None, TypeError, "NoneType"),
     "a missing file": ("none.png", FileNotFoundError, "none.png"),
     "text": (np.array(["a"]), TypeError, "<U1"),
+    "a sparse tensor": (torch.rand(2, 3, 8, 8).to_sparse(), TypeError, "dense tensor, got torch.sparse_coo"),
+    "complex numbers": (torch.zeros(2, 3, 8, 8, dtype=torch.complex64), TypeError, "complex64"),
+    "an opened file": (Image.new("RGB", (8, 8)), TypeError, "got Image"),
 }
 
 
