@@ -205,6 +205,8 @@ def _load_weights(
             at_size = "; give img_size= for weights of another image size" if key.endswith(_POSITIONS) else ""
             shapes = f"{tuple(tensor.shape)}, {name} wants {tuple(expected[key].shape)}"
             raise ValueError(f"{path}: {key} has shape {shapes}{at_size}")
+        if tensor.is_floating_point() != expected[key].is_floating_point():  # quantized, for instance
+            raise ValueError(f"{path}: {key} is {tensor.dtype}, {name} wants {expected[key].dtype}")
     model.load_state_dict(tensors, strict=False)
     return has_readout
 

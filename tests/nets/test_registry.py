@@ -94,6 +94,12 @@ def test_numbers_that_are_not_finite_are_named(reference, weights):
             load_backbone(NAME, path)
 
 
+def test_whole_numbers_are_no_weights(reference, weights):
+    path = weights(**{"layer2.0.bn1.bias": reference.layer2[0].bn1.bias.to(torch.int8)})
+    with pytest.raises(ValueError, match=r"layer2.0.bn1.bias is torch.int8, test_resnet wants torch.float32"):
+        load_backbone(NAME, path)
+
+
 def test_a_path_may_start_at_home(weights, monkeypatch):
     monkeypatch.setenv("HOME", str(weights().parent))
     assert load_backbone(NAME, "~/w.safetensors").source_head is not None
