@@ -151,6 +151,13 @@ def test_the_cards_lines_load_the_task(tmp_path, monkeypatch):
     assert len(code.splitlines()) == 3 and torch.equal(names["tuned"].weights["head"]["weight"], head["weight"])
 
 
+def test_the_card_holds_a_studys_own_scores(tmp_path):
+    fitted = Study(tiny_chain(), tiny_task(), Recipe(epochs=1), folds=2, device="cpu", progress=False)
+    expected = fitted.scores([["block2"]])["accuracy"].mean()
+    metadata, _ = card_of(write_repository(fitted.fit(["block2"]), tmp_path))
+    assert metadata["scores"]["fold accuracy"] == pytest.approx(expected) and metadata["scores"]["n"] == 2
+
+
 def test_a_card_without_scores_or_with_odd_names_is_whole(tuned, tmp_path):
     odd = ('a "quoted" | class', "two\nlines: - [x]", "#3")
     bare = dataclasses.replace(tuned, classes=odd, provenance={}, scores={})

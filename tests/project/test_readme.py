@@ -6,6 +6,8 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +19,7 @@ from subtuning_lab.report.presets import load_preset, parse_parameter, settle_pa
 from subtuning_lab.report.run import select_sections
 from tests.project.test_project import FLOORS
 
+matplotlib.use("Agg")
 ROOT = Path(__file__).resolve().parents[2]
 README, BEYOND = (ROOT / "README.md").read_text(), (ROOT / "docs" / "beyond.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
@@ -68,6 +71,14 @@ def test_what_lies_beyond_the_search_runs_as_printed_but_smaller():
     assert given["shifts"]["shift"].unique().tolist() == ["gaussian_noise@5", "contrast@5"]
     assert given["asked"].groupby("strategy")["train_size"].max().to_dict() == {"random": 30, "margin": 30}
     assert given["smaller"].pruned == {"layer3.0"} and given["between"].provenance["alpha"] == 0.5
+
+
+def test_every_public_name_has_an_example_that_runs(workplace):
+    page = (ROOT / "docs" / "examples.md").read_text()
+    assert set(re.findall(r"\blab\.(\w+)", page)) == set(lab.__all__)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
+    exec(compile(code, "examples.md", "exec"), {})
+    plt.close("all")
 
 
 def test_the_other_commands_run_as_printed(workplace):
