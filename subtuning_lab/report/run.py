@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,8 +131,9 @@ def reproduce(
                 return [each.result() for each in runs]
             except BaseException:  # an interrupt above all: the threads would wait for the ends of their notebooks
                 pool.shutdown(wait=False, cancel_futures=True)
-                while wait(runs, timeout=0.2).not_done:  # again and again: a kernel may be about to start
+                while not all(each.done() for each in runs):  # again and again: a kernel may be about to start
                     kernels.stop()
+                    time.sleep(0.1)
                 raise
             finally:
                 _say(f"report: {build_report(folder, expected=find_sections(notebooks))}")

@@ -241,7 +241,8 @@ def test_an_interrupt_ends_at_once_and_leaves_the_last_result(lab, jobs, how):
     lab()
     before = contents(lab.results)
     write_notebook(lab.folder, "01_good", SLOW)
-    write_notebook(lab.folder, "02_more", SLOW)
+    for waiting in ("02_more", "03_more"):  # one runs beside it, one waits for its turn
+        write_notebook(lab.folder, waiting, SLOW)
     process, start = start_in_own_process(lab, jobs), time.monotonic()
     process.send_signal(how)
     process.wait(30)
@@ -249,7 +250,8 @@ def test_an_interrupt_ends_at_once_and_leaves_the_last_result(lab, jobs, how):
     left = contents(lab.results)
     assert left == before
     assert how == signal.SIGKILL or ".unfinished" not in " ".join(path.name for path in lab.results.iterdir())
-    (lab.folder / "02_more.ipynb").unlink()
+    for waiting in ("02_more", "03_more"):
+        (lab.folder / f"{waiting}.ipynb").unlink()
     write_notebook(lab.folder, "01_good", RECORD)
     assert lab()[0].state == "skipped" and not list(lab.results.glob(".*.unfinished"))  # swept
 
