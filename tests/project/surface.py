@@ -261,7 +261,6 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
     "finetuning_profile": lambda m: dict(study=m.study),
     "pair_profile": lambda m: dict(study=m.study),
     "summarize": lambda m: dict(scores=m.fold_scores),
-    "FoldDifference": lambda m: dict(mean=0.1, error=0.05, p=0.04, folds=5),
     "compare_with_best": lambda m: dict(scores=m.fold_scores),
     "fold_difference": lambda m: dict(rows=m.fold_scores, others=m.fold_scores),
     "greedy_subtuning": lambda m: dict(study=m.study),
