@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -72,15 +72,6 @@ class _Door:
         result = study.test(what, self.also_on)
         row = {"test_accuracy": result.mean, "test_std": result.std, "test_n": len(result.accuracies)}
         return row if self.also_on is None else row | {"also_accuracy": study.accuracy_on(what, self.also_on).mean}
-
-
-class Search(Protocol):
-    """A finished search: a `GreedyResult` or a `SearchResult`."""
-
-    blocks: tuple[str, ...]
-    accuracy: float
-    std: float
-    n: int
 
 
 def compare_methods(

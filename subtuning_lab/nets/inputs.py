@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from itertools import chain
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -13,19 +13,12 @@ from torch import nn
 from subtuning_lab.data.augment import resize_to
 from subtuning_lab.nets.chain import Chain, check_tensors
 
+if TYPE_CHECKING:
+    from subtuning_lab.data.images import StreamedImages
+
 BATCH = 256  # images at a time where nothing is trained
 _LARGE = 2  # times the pixels that a backbone was made for: from here on the cost is said
 Layout = TypeVar("Layout", nn.Module, torch.Tensor)
-
-
-class Images(Protocol):
-    """A tensor (n, 3, height, width), or what reads such images as they are asked for."""
-
-    device: torch.device
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor: ...
 
 
 def network_input(backbone: Chain, images: torch.Tensor, image_size: int | None = None) -> torch.Tensor:
@@ -86,7 +79,7 @@ def check_images(backbone: Chain, images: torch.Tensor, image_size: int | None =
 @torch.no_grad()
 def logits_of(
     network: Callable[[torch.Tensor], torch.Tensor],
-    images: Images,
+    images: torch.Tensor | StreamedImages,
     batch_size: int = BATCH,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:

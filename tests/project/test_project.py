@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -18,6 +19,7 @@ from packaging.utils import canonicalize_name
 import subtuning_lab as lab
 from subtuning_lab.cli.main import app
 from subtuning_lab.report.presets import check_parameters, declared_parameters
+from tests.helpers import tiny_chain, tiny_task
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "subtuning_lab"
@@ -112,6 +114,41 @@ def test_no_torch_where_none_is_needed(start):
         heavy = {other for other in imports_of(BY_NAME[name]) if re.match(r"(torch|torchvision|timm)\b", other)}
         assert not heavy, f"{start} reaches {heavy} through {name}"
         waiting |= own_imports(BY_NAME[name]) - reached
+
+
+def test_the_package_itself_needs_no_torch():
+    code = "import sys, subtuning_lab as lab; dir(lab), lab.__all__, lab.plot_profile; print('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout == "False\n"
+
+
+def test_there_are_at_most_two_protocols():
+    """Who scores, and what a method is."""
+    classes = [
+        node for path in MODULES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)
+    ]
+    protocols = [node.name for node in classes if any("Protocol" in ast.unparse(base) for base in node.bases)]
+    assert len(protocols) <= 2, protocols
+
+
+def test_a_profile_reaches_the_optimizer_in_six_calls(monkeypatch):
+    ways = []
+
+    def step(*arguments, **options):
+        frames, frame = [], sys._getframe(1)
+        while frame is not None:
+            code, frame = frame.f_code, frame.f_back
+            if Path(code.co_filename).is_relative_to(PACKAGE) and code.co_name != "checking":
+                frames.append(code.co_name)
+        ways.append(frames)
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    study = lab.Study(tiny_chain(), tiny_task(), lab.Recipe(epochs=1), folds=2, device="cpu", progress=False)
+    with pytest.raises(InterruptedError):
+        lab.finetuning_profile(study)
+    (way,) = ways
+    assert way[-1] == "finetuning_profile" and len(way) <= 6, " <- ".join(way)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
