@@ -19,6 +19,8 @@ from subtuning_lab.search.greedy import GreedyResult
 from subtuning_lab.study.keys import Method
 from subtuning_lab.study.study import Study
 
+Search = GreedyResult | SearchResult  # a finished one
+
 _CHOSEN = "chosen"
 
 
