@@ -18,6 +18,8 @@ from subtuning_lab.search.exhaustive import SearchResult
 from subtuning_lab.search.greedy import GreedyResult
 from subtuning_lab.study.keys import Method
 from subtuning_lab.study.study import Study
+from subtuning_lab.utils.validation import Blocks as BlocksRule
+from subtuning_lab.utils.validation import Flag, Is, Mapped, OneOf, Several, Text, Whole, checked
 
 Search = GreedyResult | SearchResult  # a finished one
 
@@ -76,6 +78,19 @@ class _Door:
         return row if self.also_on is None else row | {"also_accuracy": study.accuracy_on(what, self.also_on).mean}
 
 
+@checked(
+    study=Is(Study),
+    methods=Several(Text(), least=0, none=True),
+    searches=Mapped(Is((GreedyResult, SearchResult)), least=0, none=True),
+    chosen=BlocksRule(none=True),
+    draws=Whole(1),
+    head2toe=Several(Is(Head2Toe), none=True),
+    subsets=Mapped(BlocksRule(), least=0, none=True),
+    others=Mapped(Several(Is(object)), least=0, none=True),
+    test=Flag(),
+    also_on=Is(Split, none=True),
+    seed=Whole(),
+)
 def compare_methods(
     study: Study,
     methods: Sequence[str] | None = None,
@@ -92,7 +107,10 @@ def compare_methods(
 ) -> pd.DataFrame:
     """Scores methods on the folds of one study, and on its test split if asked.
 
-    Every method is trained with every recipe of the study and counts with its best on the folds.
+    Every method is trained with every recipe of the study. A fold's score is that of the recipe, or setting, which is
+    best on the other folds, so that many recipes are no advantage over few; the test split is asked about the one that
+    is best on all folds. (The best of several subsets, as of stages or a search, is chosen on the folds that it is
+    reported on: its accuracy there is optimistic, and only the test split tells it apart.)
 
     Args:
         study: its recipes are the grid that all methods choose from.
@@ -150,6 +168,7 @@ def method_names() -> tuple[str, ...]:
     return (*BASELINES, BEST_STAGE, HEAD2TOE, RANDOM_SIZE, RANDOM_PARAMETERS)
 
 
+@checked(block_names=Several(Text(), unique=True), count=Whole(1))
 def stages(block_names: Sequence[str], count: int = 4) -> list[tuple[str, ...]]:
     """The network's stages: blocks whose names differ in the last part only; else `count` groups of like size.
 
@@ -161,6 +180,7 @@ def stages(block_names: Sequence[str], count: int = 4) -> list[tuple[str, ...]]:
     return [tuple(map(str, part)) for part in np.array_split(list(block_names), min(count, len(block_names)))]
 
 
+@checked(study=Is(Study), like=BlocksRule(), draws=Whole(1), by=OneOf(("size", "parameters")), seed=Whole())
 def random_subsets(study: Study, like: Sequence[str], draws: int, by: str, seed: int = 0) -> list[tuple[str, ...]]:
     """Different random subsets of blocks, as a control for a chosen one.
 
@@ -175,8 +195,6 @@ def random_subsets(study: Study, like: Sequence[str], draws: int, by: str, seed:
         ValueError: another `by`, or no such subset.
     """
     names, generator = study.block_names, np.random.default_rng(seed)
-    if by not in ("size", "parameters"):
-        raise ValueError(f"by is {by!r}; it must be size or parameters")
     patterns = generator.random((_PATTERNS, len(names)))
     if by == "size":
         patterns = patterns.argsort(axis=1) < len(like)
@@ -191,6 +209,7 @@ def random_subsets(study: Study, like: Sequence[str], draws: int, by: str, seed:
     return [tuple(name for name, tuned in zip(names, row, strict=True) if tuned) for row in different[:draws]]
 
 
+@checked(study=Is(Study))
 def grid_caption(study: Study) -> str:
     """What every method chose from, in words for a table's caption."""
     tried = {
@@ -200,9 +219,10 @@ def grid_caption(study: Study) -> str:
     words = "; ".join(
         f"{name} {', '.join('lr' if v is None else str(v) for v in values)}" for name, values in tried.items()
     )
-    folds = f"{study.n_folds} folds" if study.n_folds > 1 else "one holdout"
+    places = "one holdout" if study.n_folds == 1 else f"the other ones of {study.n_folds} folds"
     return (
-        f"every method is trained with each of {words}, and counts with its best on {folds} x {len(study.seeds)} seeds"
+        f"every method is trained with each of {words}, and counts with its best on {places} x "
+        f"{len(study.seeds)} seeds"
     )
 
 

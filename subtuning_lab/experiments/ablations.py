@@ -8,14 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-from subtuning_lab.data.arrays import check_number
 from subtuning_lab.data.task import Task
 from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.experiments.low_data import method_differences
+from subtuning_lab.experiments.tables import group_summary, paired_differences
 from subtuning_lab.nets.chain import Chain, in_order
 from subtuning_lab.search.candidates import candidate_table
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.study import Blocks, Study
+from subtuning_lab.utils.validation import Blocks as BlocksRule
+from subtuning_lab.utils.validation import Flag, Is, Mapped, OneOf, Several, Table, Text, Whole, checked
 
 SUBTUNING = "SubTuning"
 #: fields of the recipe that an ablation changes, by its name; a list is tried on the folds
@@ -29,6 +30,17 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@checked(
+    backbone=Is(Chain),
+    task=Is(Task),
+    subsets=Mapped(BlocksRule()),
+    variants=Mapped(Mapped(least=0)),
+    size=Whole(2),
+    recipes=Several(Is(Recipe)),
+    folds=Whole(1),
+    repeats=Whole(1),
+    test=Flag(),
+)
 def ablate(
     backbone: Chain,
     task: Task,
@@ -71,10 +83,6 @@ def ablate(
 
     Source: PAPER "Ablations"; its numbers were not found in a readable source.
     """
-    check_number("repeats", repeats, 1)
-    for name, given in (("subsets", subsets), ("variants", variants)):
-        if not isinstance(given, Mapping) or not given:
-            raise ValueError(f"{name} is {given!r}; it must be a mapping with at least one entry")
     named = {label: in_order(backbone, blocks) for label, blocks in subsets.items()}
     store = records if isinstance(records, Records) else Records(records or ":memory:")
     tables = []
@@ -87,6 +95,11 @@ def ablate(
     return pd.concat(tables, ignore_index=True)
 
 
+_COMPARED = OneOf(("test_accuracy", "accuracy"))
+_VARIANTS = Table(("subset", "method", "train_size", "repeat"), ("accuracy", "params"))
+
+
+@checked(table=_VARIANTS, variant=Text(), other=Text(), by=_COMPARED)
 def variant_differences(
     table: pd.DataFrame, variant: str, other: str = SUBTUNING, by: str = "test_accuracy"
 ) -> pd.DataFrame:
@@ -104,13 +117,11 @@ def variant_differences(
     Raises:
         ValueError: a column or a variant that the table doesn't have, or not in all repetitions.
     """
-    if by not in ("test_accuracy", "accuracy") or by not in table:
-        raise ValueError(f'by is {by!r}; it must be "accuracy", or "test_accuracy" where the test images were used')
-    compared = table.assign(test_accuracy=table[by])
-    found = {label: method_differences(own, variant, other) for label, own in compared.groupby("subset", sort=False)}
-    return pd.concat(found, names=["subset"]).reset_index("subset").assign(variant=variant).reset_index(drop=True)
+    _check_column(table, by)
+    return paired_differences(table, variant, other, within=["subset"], of=by).assign(variant=variant)
 
 
+@checked(table=_VARIANTS, by=_COMPARED)
 def summarize_variants(table: pd.DataFrame, by: str = "test_accuracy") -> pd.DataFrame:
     """Mean, standard deviation and number of repetitions per subset and variant.
 
@@ -121,15 +132,20 @@ def summarize_variants(table: pd.DataFrame, by: str = "test_accuracy") -> pd.Dat
     Returns:
         `subset`, `method`, `accuracy`, `std`, `n`, `params`.
     """
-    groups = table.groupby(["subset", "method"], sort=False)
-    return groups.agg(accuracy=(by, "mean"), std=(by, "std"), n=(by, "count"), params=("params", "mean")).reset_index()
+    _check_column(table, by)
+    return group_summary(table, ["subset", "method"], {"params": "params"}, of=by)
+
+
+def _check_column(table: pd.DataFrame, by: str) -> None:
+    if by not in table:
+        raise ValueError(f'by is {by!r}; it must be "accuracy" where the test images were not used')
 
 
 def _scored(study: Study, subsets: Mapping[str, tuple[str, ...]], test: bool) -> pd.DataFrame:
     """A row per label with its fold scores and costs, and its test accuracy if asked."""
     table, _ = candidate_table(study, list(dict.fromkeys(subsets.values())))
     rows = {row["blocks"]: row for row in table.drop(columns="dropped").to_dict("records")}
-    found = pd.DataFrame([{"subset": label, **rows[blocks], "subsets": 1} for label, blocks in subsets.items()])
+    scored = pd.DataFrame([{"subset": label, **rows[blocks], "subsets": 1} for label, blocks in subsets.items()])
     if not test:
-        return found
-    return found.assign(test_accuracy=[study.test(blocks).mean for blocks in subsets.values()])
+        return scored
+    return scored.assign(test_accuracy=[study.test(blocks).mean for blocks in subsets.values()])

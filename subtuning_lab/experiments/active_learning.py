@@ -1,4 +1,7 @@
-"""Active learning: a network that is tuned on few labels says which images to label next."""
+"""Active learning: a network that is tuned on few labels says which images to label next.
+
+Strategies are margin, entropy, BADGE and chance, by what a tuned network makes of the images.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,43 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
+from torch import nn
 
-from subtuning_lab.data.arrays import check_number
+from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.data.splits import stratified_choice
 from subtuning_lab.data.task import Task
 from subtuning_lab.engine.fit import ENGINE_VERSION
 from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.experiments.low_data import GREEDY, method_differences
-from subtuning_lab.experiments.queries import QUERY_VERSION, RANDOM, check_strategy, query_images
+from subtuning_lab.experiments.low_data import GREEDY
+from subtuning_lab.experiments.tables import group_summary, paired_differences
+from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain, in_order
+from subtuning_lab.nets.inputs import logits_of
 from subtuning_lab.search.greedy import greedy_subtuning
 from subtuning_lab.search.racing import Halving, Race
 from subtuning_lab.study.records import Records, record_key
 from subtuning_lab.study.study import Blocks, Study
+from subtuning_lab.utils.validation import Either, Is, Mapped, OneOf, Several, Table, Text, Whole, checked
 
+RANDOM, MARGIN, ENTROPY, BADGE = "random", "margin", "entropy", "BADGE"
+QUERY_VERSION = 1  # of the strategies; another one makes recorded queries void
+_STRATEGY = OneOf((RANDOM, MARGIN, ENTROPY, BADGE))
+_QUERIES = Table(("method", "strategy", "train_size", "repeat"), ("round", "test_accuracy", "balance", "seconds"))
 METHODS: dict[str, Blocks] = {"linear probing": (), "full finetuning": "all", GREEDY: GREEDY}
 
 
+@checked(
+    backbone=Is(Chain),
+    task=Is(Task),
+    added_labels=Several(Whole(1)),
+    recipes=Either(Is(Recipe), Several(Is(Recipe))),
+    methods=Mapped(none=True),
+    strategies=Several(_STRATEGY, unique=True),
+    folds=Whole(1),
+    repeats=Whole(1),
+    max_blocks=Whole(1, none=True),
+    race=Is((Race, Halving), none=True),
+)
 def active_learning(
     backbone: Chain,
     task: Task,
@@ -77,7 +100,7 @@ def active_learning(
     methods = METHODS if methods is None else methods
     store = records if isinstance(records, Records) else Records(records or ":memory:")
     pool = _Pool(backbone, task, recipes, folds, store, progress)
-    _check_plan(pool, added_labels, methods, strategies, repeats)
+    _check_plan(pool, added_labels, methods)
     rows = []
     for repeat in range(repeats):
         first = stratified_choice(task.train.labels.numpy(), added_labels[0], repeat, "added_labels[0]").tolist()
@@ -95,6 +118,7 @@ def active_learning(
     return pd.DataFrame(rows)
 
 
+@checked(table=_QUERIES)
 def summarize_queries(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over repetitions per method, strategy and number of labels.
 
@@ -105,16 +129,11 @@ def summarize_queries(table: pd.DataFrame) -> pd.DataFrame:
         `method`, `strategy`, `train_size`, `accuracy` and `std` (on the test split), `n` (repetitions), `balance` and
         `seconds`, as means.
     """
-    groups = table.groupby(["method", "strategy", "train_size"], sort=False)
-    return groups.agg(
-        accuracy=("test_accuracy", "mean"),
-        std=("test_accuracy", "std"),
-        n=("test_accuracy", "count"),
-        balance=("balance", "mean"),
-        seconds=("seconds", "mean"),
-    ).reset_index()
+    means = {"balance": "balance", "seconds": "seconds"}
+    return group_summary(table, ["method", "strategy", "train_size"], means)
 
 
+@checked(table=_QUERIES, strategy=Text(), other=Text())
 def strategy_differences(table: pd.DataFrame, strategy: str = "margin", other: str = "random") -> pd.DataFrame:
     """How far one strategy is ahead of another per method and number of labels, paired by repetition.
 
@@ -128,12 +147,7 @@ def strategy_differences(table: pd.DataFrame, strategy: str = "margin", other: s
     Raises:
         ValueError: a strategy that the table doesn't have.
     """
-    asked = table[table["round"] > 0]
-    found = [
-        method_differences(own.assign(method=own["strategy"]), strategy, other).assign(method=method)
-        for method, own in asked.groupby("method", sort=False)
-    ]
-    return pd.concat(found, ignore_index=True)
+    return paired_differences(table[table["round"] > 0], strategy, other, "strategy", within=["method"])
 
 
 @dataclass(frozen=True)
@@ -217,19 +231,133 @@ def _balance(labels: np.ndarray, num_classes: int) -> float:
     return float(stats.entropy(np.bincount(labels)) / np.log(most)) if most > 1 else np.nan
 
 
-def _check_plan(
-    pool: _Pool, added_labels: Sequence[int], methods: Mapping[str, Blocks], strategies: Sequence[str], repeats: int
-) -> None:
+def _check_plan(pool: _Pool, added_labels: Sequence[int], methods: Mapping[str, Blocks]) -> None:
     """Raises for what `active_learning` can't do, before the first training."""
-    check_number("repeats", repeats, 1)
-    check_number("folds", pool.folds, 1)
-    for strategy in strategies:
-        check_strategy(strategy)
     for blocks in methods.values():
         if not (isinstance(blocks, str) and blocks == GREEDY):
             in_order(pool.backbone, blocks)
-    for count in added_labels:
-        check_number("added_labels", count, 1)
     n = len(pool.task.train)
-    if not added_labels or sum(added_labels) > n:
+    if sum(added_labels) > n:
         raise ValueError(f"added_labels is {list(added_labels)}; it must add up to 1 to {n}, the training images")
+
+
+def strategy_names() -> tuple[str, ...]:
+    """Names of the ways to choose what to label."""
+    return tuple(_STRATEGY.options)
+
+
+@checked(
+    tuned=Is(TunedTask, none=True),
+    images=Is((torch.Tensor, StreamedImages)),
+    size=Whole(1),
+    strategy=_STRATEGY,
+    labelled=Several(Whole(), least=0, unique=True),
+    seed=Whole(),
+)
+def query_images(
+    tuned: TunedTask | None,
+    images: torch.Tensor | StreamedImages,
+    size: int,
+    strategy: str = "margin",
+    *,
+    labelled: Sequence[int] = (),
+    seed: int = 0,
+) -> tuple[int, ...]:
+    """The images to label next, by a network in eval mode that sees them without augmentation.
+
+    Args:
+        tuned: tuned on the labels so far; None is enough for "random".
+        images: uint8 (n, 3, height, width).
+        size: how many to choose.
+        strategy: "margin" takes the smallest differences between the two largest class probabilities, "entropy" the
+            largest entropies, "BADGE" gradients of the readout's loss that are large and point in different ways,
+            "random" any.
+        labelled: places of images that have labels; these are never chosen.
+        seed: of "random" and "BADGE".
+
+    Returns:
+        Places in `images`, all different, the most wanted first.
+
+    Raises:
+        ValueError: an unknown strategy, fewer unlabelled images than `size`, wrong places, or logits that are not
+            finite.
+
+    Source: margin: Scheffer et al. 2001; BADGE: Ash et al. 2020, by k-means++ (Arthur and Vassilvitskii 2007).
+    """
+    open_places = _unlabelled(len(images), labelled)
+    if size > len(open_places):
+        raise ValueError(f"size is {size}; {len(open_places)} of {len(images)} images have no label yet")
+    generator = np.random.default_rng((seed, len(labelled)))
+    if strategy == RANDOM:
+        return tuple(generator.choice(open_places, size, replace=False).tolist())
+    if not isinstance(tuned, TunedTask):
+        raise TypeError(f"tuned is a {type(tuned).__name__}; {strategy} needs a TunedTask")
+    probabilities, features = _outputs(tuned, images, open_places)
+    return tuple(open_places[_STRATEGIES[strategy](probabilities, features, size, generator)].tolist())
+
+
+def _outputs(tuned: TunedTask, images: torch.Tensor | StreamedImages, places: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Class probabilities (n, classes) and the inputs (n, width) of the readout's last layer, float64."""
+    network, features = tuned.network(), []
+    last = [layer for layer in network.head.modules() if isinstance(layer, nn.Linear)][-1]
+    last.register_forward_pre_hook(lambda layer, inputs: features.append(inputs[0].cpu().double()))
+    rows = torch.from_numpy(places)
+    wanted = images.take(rows) if isinstance(images, StreamedImages) else images[rows.to(images.device)]
+    logits = logits_of(network, wanted).double()
+    if not logits.isfinite().all():
+        raise ValueError(f"{tuned} gives logits that are not finite; it can't say what to label")
+    return logits.softmax(1).numpy(), torch.cat(features).numpy()
+
+
+def _by_margin(probabilities: np.ndarray, features: np.ndarray, size: int, generator: Any) -> np.ndarray:
+    second, first = np.sort(probabilities, axis=1)[:, -2:].T
+    return np.argsort(first - second, kind="stable")[:size]
+
+
+def _by_entropy(probabilities: np.ndarray, features: np.ndarray, size: int, generator: Any) -> np.ndarray:
+    return np.argsort(-stats.entropy(probabilities, axis=1), kind="stable")[:size]
+
+
+def _by_gradients(
+    probabilities: np.ndarray, features: np.ndarray, size: int, generator: np.random.Generator
+) -> np.ndarray:
+    """k-means++ on the loss's gradients by the readout's weight, the likeliest class taken for the label."""
+    errors = probabilities - np.eye(probabilities.shape[1])[probabilities.argmax(1)]
+    return spread_out(errors, features, size, generator)
+
+
+def spread_out(errors: np.ndarray, features: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """Seeds of k-means++ among outer products, which are never made: they would be (n, classes x width).
+
+    scikit-learn's own seeding wants them all, and takes a point twice where no other is apart from those it has.
+
+    Args:
+        errors: (n, classes), features: (n, width); point i is the outer product of their rows i.
+        size: how many, at most n.
+        generator: the only source of chance.
+
+    Returns:
+        Places (size,), all different.
+    """
+    squares = (errors**2).sum(1) * (features**2).sum(1)
+    chosen, nearest = [int(generator.choice(len(errors), p=np.full(len(errors), 1 / len(errors))))], np.inf
+    while len(chosen) < size:
+        last = chosen[-1]
+        apart = squares + squares[last] - 2 * (errors @ errors[last]) * (features @ features[last])
+        nearest = np.minimum(nearest, np.maximum(apart, 0.0))
+        nearest[chosen] = 0.0
+        weights = nearest if nearest.any() else 1.0 * ~np.isin(np.arange(len(errors)), chosen)
+        chosen.append(int(generator.choice(len(errors), p=weights / weights.sum())))
+    return np.array(chosen)
+
+
+#: probabilities (n, classes), features (n, width), how many, chance -> places (size,) of the wanted images
+_STRATEGIES = {MARGIN: _by_margin, ENTROPY: _by_entropy, BADGE: _by_gradients}
+
+
+def _unlabelled(n: int, labelled: Sequence[int]) -> np.ndarray:
+    """Places of n images that have no label yet, ascending."""
+    known = np.asarray(labelled, dtype=np.int64)
+    if not ((known >= 0) & (known < n)).all():
+        raise ValueError(f"labelled is {list(labelled)}; it must hold places in 0..{n - 1}")
+    return np.setdiff1d(np.arange(n), known)

@@ -8,20 +8,43 @@ from pathlib import Path
 
 import pandas as pd
 
-from subtuning_lab.baselines.compare import BASELINES, HEAD2TOE, RANDOM_PARAMETERS, RANDOM_SIZE, Search, compare_methods
-from subtuning_lab.data.arrays import check_number
+from subtuning_lab.baselines.compare import (
+    BASELINES,
+    HEAD2TOE,
+    RANDOM_PARAMETERS,
+    RANDOM_SIZE,
+    Search,
+    compare_methods,
+    method_names,
+)
 from subtuning_lab.data.task import Task
 from subtuning_lab.engine.recipe import Recipe
+from subtuning_lab.experiments.tables import COSTS, group_summary
 from subtuning_lab.nets.chain import Chain
 from subtuning_lab.search.exhaustive import best_window
 from subtuning_lab.search.greedy import GreedyResult, greedy_subtuning
 from subtuning_lab.search.racing import Halving, Race
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.study import Study
+from subtuning_lab.utils.validation import Flag, Is, OneOf, Several, Table, Whole, checked
 
 GREEDY, BEST_WINDOW = "greedy", "best window"
 
 
+@checked(
+    backbone=Is(Chain),
+    task=Is(Task),
+    sizes=Several(Whole(2)),
+    recipes=Several(Is(Recipe)),
+    methods=Several(OneOf((*method_names(), GREEDY, BEST_WINDOW)), unique=True),
+    folds=Whole(1),
+    repeats=Whole(1),
+    max_blocks=Whole(1, none=True),
+    max_window=Whole(1, none=True),
+    race=Is((Race, Halving), none=True),
+    draws=Whole(1),
+    pilot=Flag(),
+)
 def low_data_curves(
     backbone: Chain,
     task: Task,
@@ -47,7 +70,8 @@ def low_data_curves(
         sizes: numbers of training images.
         recipes: the grid that every method chooses from on the folds, in every repetition anew unless `pilot`.
         methods: of `method_names()`; "greedy" and "best window" may be among them.
-        folds, records, progress: as for `Study`.
+        folds, records, progress: as for `Study`. Each fold's recipe is chosen on the other folds, so that methods with
+            many and with few recipes can be compared.
         repeats: repetitions, each with its own training images and seed.
         max_blocks: most blocks for greedy.
         max_window: longest window of consecutive blocks.
@@ -59,9 +83,6 @@ def low_data_curves(
     Returns:
         Rows of `compare_methods` with test accuracy, one per size, repetition and method, with `train_size`, `repeat`.
     """
-    check_number("repeats", repeats, 1)
-    if not methods:
-        raise ValueError("methods is empty; name at least one")
     store = records if isinstance(records, Records) else Records(records or ":memory:")
     plan = _Plan(tuple(methods), max_blocks, max_window, race, draws)
     tables = []
@@ -142,6 +163,7 @@ def _best_blocks(found: Search) -> tuple[str, ...]:
     return tried.at[tried["accuracy"].idxmax(), "blocks"]
 
 
+@checked(table=Table(("method", "train_size"), ("test_accuracy", "accuracy", *COSTS)))
 def summarize_repeats(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over repetitions per size and method.
 
@@ -152,40 +174,5 @@ def summarize_repeats(table: pd.DataFrame) -> pd.DataFrame:
         `train_size`, `method`, `accuracy` and `std` (on the test split), `n` (repetitions), `fold_accuracy`, `params`,
         `subsets`, `trainings`, `seconds` and `flops`, as means.
     """
-    groups = table.groupby(["train_size", "method"], sort=False)
-    return groups.agg(
-        accuracy=("test_accuracy", "mean"),
-        std=("test_accuracy", "std"),
-        n=("test_accuracy", "count"),
-        fold_accuracy=("accuracy", "mean"),
-        params=("params", "mean"),
-        subsets=("subsets", "mean"),
-        trainings=("trainings", "mean"),
-        seconds=("seconds", "mean"),
-        flops=("flops", "mean"),
-    ).reset_index()
-
-
-def method_differences(table: pd.DataFrame, method: str, other: str) -> pd.DataFrame:
-    """How far one method is ahead of another per size, paired: in a repetition both see the same images and seed.
-
-    Args:
-        table: of `low_data_curves`.
-        method, other: names of methods in it.
-
-    Returns:
-        One row per size: `train_size`, `difference` (mean test accuracy of `method` minus that of `other`), `std` (of
-        the repetitions' differences), `error` (standard error of the mean), `n` (repetitions).
-
-    Raises:
-        ValueError: a method that the table doesn't have, or not in all the repetitions that the other has.
-    """
-    wide = table.pivot(index=["train_size", "repeat"], columns="method", values="test_accuracy")
-    for name in (method, other):
-        if name not in wide:
-            raise ValueError(f"the table has no method {name!r}; it has {', '.join(wide)}")
-    pairs = wide.loc[wide[[method, other]].notna().any(axis=1), [method, other]]
-    if pairs.isna().any(axis=None):
-        raise ValueError(f"{method} and {other} must be there in the same sizes and repetitions")
-    groups = (pairs[method] - pairs[other]).groupby("train_size")
-    return groups.agg(difference="mean", std="std", error="sem", n="count").reset_index()
+    means = {"fold_accuracy": "accuracy"} | {name: name for name in COSTS}
+    return group_summary(table, ["train_size", "method"], means)

@@ -12,22 +12,36 @@ from typing import Any, ClassVar, NamedTuple
 import pandas as pd
 import torch
 
-from subtuning_lab.data.arrays import check_number
+from subtuning_lab.baselines.latest import Latest
 from subtuning_lab.data.task import Split
 from subtuning_lab.engine.fit import fit_together
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.inference.latency import compare_latency
-from subtuning_lab.inference.prune import Pruning, prune_backbone, prune_blocks
+from subtuning_lab.inference.prune import IMPORTANCES, SCOPES, Pruning, prune_backbone, prune_blocks
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain, copy_weights, count_parameters, in_order
 from subtuning_lab.nets.flops import part_table
+from subtuning_lab.nets.inputs import logits_of
 from subtuning_lab.nets.narrow import narrow_parts
 from subtuning_lab.study.results import TestResult
 from subtuning_lab.study.study import Blocks, Study
+from subtuning_lab.utils.validation import Blocks as BlocksRule
+from subtuning_lab.utils.validation import Flag, Is, OneOf, Real, Several, Whole, checked
 
 WHEN: tuple[str, ...] = ("before", "after")
+_RATIO, _SCOPE, _IMPORTANCE = Real(0, 1, above=True, below=True), OneOf(SCOPES), OneOf(tuple(IMPORTANCES))
 
 
+@checked(
+    study=Is(Study),
+    blocks=BlocksRule(),
+    ratio=_RATIO,
+    when=OneOf(WHEN),
+    tune_on=Whole(),
+    scope=_SCOPE,
+    importance=_IMPORTANCE,
+    seed=Whole(),
+)
 def fit_pruned(
     study: Study,
     blocks: Blocks,
@@ -63,6 +77,20 @@ def fit_pruned(
     return _tuned_on(pruned, study.task.train, study.recipe_of(names), tune_on, study.seeds[0]) if tune_on else pruned
 
 
+@checked(
+    study=Is(Study),
+    blocks=BlocksRule(),
+    ratios=Several(_RATIO),
+    scopes=Several(_SCOPE),
+    importances=Several(_IMPORTANCE),
+    when=Several(OneOf(WHEN)),
+    tune_on=Whole(),
+    seed=Whole(),
+    test=Flag(),
+    batch_size=Whole(1),
+    runs=Whole(1),
+    clock=OneOf(("wall", "cpu")),
+)
 def pruning_table(
     study: Study,
     blocks: Blocks,
@@ -102,9 +130,6 @@ def pruning_table(
     Source: PAPER, ablations (channel pruning); there layer4 of ResNet-50 is pruned locally by L1 at ratio 0.5.
     """
     names = _checked(study, blocks, when, tune_on)
-    for name, given in (("ratios", ratios), ("scopes", scopes), ("importances", importances)):
-        if isinstance(given, str) or not list(given):
-            raise ValueError(f"{name} is {given!r}; it must be a list of at least one")
     ways = [Pruning(*way, seed) for way in product(ratios, scopes, importances)]
     whole = study.fit(names)
     variants = [_Variant("no", None, whole, study.scores([names])["accuracy"], study, names)]
@@ -128,7 +153,7 @@ class PrunedSubset:
         blocks, recipe: what is tuned, and how.
         how: how it is pruned then.
         tune_on: epochs of tuning on.
-        trainings: shared by methods that differ in what comes after tuning.
+        latest: where a training is kept for methods that differ in what comes after tuning.
     """
 
     name: ClassVar[str] = "pruning after tuning"
@@ -137,7 +162,7 @@ class PrunedSubset:
     recipe: Recipe
     how: Pruning
     tune_on: int
-    trainings: Trainings = field(compare=False, repr=False)
+    latest: Latest = field(compare=False, repr=False)
 
     @property
     def head_start(self) -> str:
@@ -151,7 +176,9 @@ class PrunedSubset:
 
     def fit(self, backbone: Chain, train: Split, num_classes: int, seed: int, image_size: int | None) -> FittedPruning:
         """Learns from labelled images."""
-        fit = self.trainings.fit(backbone, self.blocks, self.recipe, train, num_classes, seed)
+        key = (self.blocks, self.recipe, num_classes, seed)
+        how = {"num_classes": num_classes, "seed": seed}
+        (fit,) = self.latest.of(train, key, lambda: fit_together(backbone, [self.blocks], train, self.recipe, **how))
         classes = tuple(map(str, range(num_classes)))
         recipe = {"siamese": self.recipe.siamese, "head_depth": self.recipe.head_depth}
         tuned = TunedTask(backbone, fit.blocks, fit.weights, classes, image_size, **recipe)
@@ -172,29 +199,7 @@ class FittedPruning:
 
     def logits(self, split: Split) -> torch.Tensor:
         """Logits (n, classes) of a split's images, on the CPU."""
-        network, device = self.task.network(), self.task.backbone.mean.device
-        with torch.no_grad():
-            return torch.cat(
-                [network(split.images[rows].to(device)).cpu() for rows in torch.arange(len(split)).split(256)]
-            )
-
-
-class Trainings:
-    """Trainings on the images seen last, which several ways to prune begin with."""
-
-    def __init__(self) -> None:
-        self.train, self.known = None, {}
-
-    def fit(
-        self, backbone: Chain, blocks: tuple[str, ...], recipe: Recipe, train: Split, num_classes: int, seed: int
-    ) -> Any:
-        """The `Fit` of a subset; trained once for the same images and seed."""
-        if self.train is not train:
-            self.train, self.known = train, {}
-        key = (blocks, recipe, seed)
-        if key not in self.known:
-            (self.known[key],) = fit_together(backbone, [blocks], train, recipe, num_classes=num_classes, seed=seed)
-        return self.known[key]
+        return logits_of(self.task.network(), split.images)
 
 
 class _Variant(NamedTuple):
@@ -229,9 +234,9 @@ def _before(study: Study, names: tuple[str, ...], how: Pruning, whole: TunedTask
 def _after(
     study: Study, names: tuple[str, ...], ways: list[Pruning], whole: TunedTask, tune_on: int
 ) -> Iterator[_Variant]:
-    recipe, trainings = study.recipe_of(names), Trainings()
+    recipe, latest = study.recipe_of(names), Latest()
     epochs = (0, tune_on) if tune_on else (0,)
-    methods = [PrunedSubset(names, recipe, how, more, trainings) for how in ways for more in epochs]
+    methods = [PrunedSubset(names, recipe, how, more, latest) for how in ways for more in epochs]
     table = study.method_scores(methods)
     for i, method in enumerate(methods):
         label = "after, tuned on" if method.tune_on else "after tuning"
@@ -274,10 +279,6 @@ def _tested(result: TestResult) -> dict[str, Any]:
 
 def _checked(study: Study, blocks: Blocks, when: Sequence[str], tune_on: int) -> tuple[str, ...]:
     """The subset's names in order; raises where the study can't train it pruned."""
-    wrong = [own for own in when if own not in WHEN]
-    if wrong or not when or isinstance(when, str):
-        raise ValueError(f"when is {when!r}; it must be of {', '.join(WHEN)}")
-    check_number("tune_on", tune_on, 0)
     if tune_on and "after" not in when:
         raise ValueError(f'tune_on is {tune_on}, but a subset is tuned on where it is pruned "after" tuning only')
     first = study.recipes[0]

@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from subtuning_lab.utils.validation import OneOf, checked
+
 PAPER = "Kaplun et al., arXiv 2302.06354"
 _CODE = "official code of the paper"
 _NOAH = "NOAH, table 1"
@@ -73,6 +75,7 @@ _TABLES = {
 }
 
 
+@checked(section=OneOf(tuple(_TABLES)))
 def reported(section: str) -> pd.DataFrame:
     """Return what is reported for a section of the paper, one number a row with its source.
 
@@ -86,8 +89,6 @@ def reported(section: str) -> pd.DataFrame:
     Raises:
         ValueError: for another section.
     """
-    if section not in _TABLES:
-        raise ValueError(f"nothing is reported for section {section!r}; there are: {', '.join(_TABLES)}")
     return _TABLES[section]()
 
 
@@ -132,6 +133,7 @@ _RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+@checked(run=OneOf(tuple(_RECIPES)))
 def official_recipe(run: str) -> dict[str, Any]:
     """Return the settings of one of the official runs; what was not found is not in the dictionary.
 
@@ -144,6 +146,4 @@ def official_recipe(run: str) -> dict[str, Any]:
     Raises:
         ValueError: for an unknown run; the message lists the known ones.
     """
-    if run not in _RECIPES:
-        raise ValueError(f"no official settings for {run!r}; there are: {', '.join(_RECIPES)}")
     return dict(_RECIPES[run])

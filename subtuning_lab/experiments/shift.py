@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 
 from subtuning_lab.baselines.bn_adapt import BN_STATISTICS, NO_ADAPTATION, SourceNetwork, with_readout_of
-from subtuning_lab.baselines.compare import compare_methods, stages
-from subtuning_lab.data.arrays import check_number
+from subtuning_lab.baselines.compare import compare_methods, method_names, stages
 from subtuning_lab.data.corruptions.registry import parse_corruptions
 from subtuning_lab.data.task import Split, Task
 from subtuning_lab.engine.recipe import Recipe, check_recipes
-from subtuning_lab.experiments.low_data import GREEDY, method_differences
+from subtuning_lab.experiments.low_data import GREEDY
+from subtuning_lab.experiments.tables import COSTS, group_summary, paired_differences
 from subtuning_lab.nets.chain import Chain
 from subtuning_lab.search.candidates import summarize
 from subtuning_lab.search.greedy import GreedyResult, greedy_subtuning
@@ -23,13 +23,31 @@ from subtuning_lab.search.profiles import Profile, finetuning_profile
 from subtuning_lab.search.racing import Halving, Race
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.study import Study
+from subtuning_lab.utils.validation import Either, Is, Several, Table, Text, Whole, checked
 
 STAGES, INPUT, LABEL = "stages", "input", "label"
 SHIFT_METHODS = (NO_ADAPTATION, BN_STATISTICS, "linear probing", "full finetuning", "Auto-RGN", STAGES, GREEDY)
 _UNTRAINED = {NO_ADAPTATION: [SourceNetwork()], BN_STATISTICS: [SourceNetwork("target")]}
 _PLACE = ["train_size", "shift"]
+_SHIFTS = Table(("train_size", "shift", "kind", "method", "repeat"), ("test_accuracy", "clean_accuracy"))
+_PLAN = {
+    "backbone": Is(Chain),
+    "source_task": Is(Task),
+    "corruptions": Several(Text(), least=0),
+    "recipes": Either(Is(Recipe), Several(Is(Recipe))),
+    "new_tasks": Several(Is(Task), least=0),
+    "train_size": Whole(2, none=True),
+    "repeats": Whole(1),
+}
 
 
+@checked(
+    **_PLAN,
+    methods=Several(Text(), unique=True),
+    folds=Whole(1),
+    max_blocks=Whole(1, none=True),
+    race=Is((Race, Halving), none=True),
+)
 def shift_study(
     backbone: Chain,
     source_task: Task,
@@ -74,10 +92,11 @@ def shift_study(
 
     Source: PAPER "Distribution shift"; Lee et al. 2023 (surgical finetuning), whose claim this is to test.
     """
-    how = {"folds": folds, "progress": progress}
-    studies = shift_studies(
-        backbone, source_task, corruptions, recipes, new_tasks, train_size, repeats, records=records, **how
-    )
+    _check_methods(backbone, methods)
+    if not corruptions and not new_tasks:
+        raise ValueError("corruptions and new_tasks are empty; give at least one shift")
+    options = {"records": records, "folds": folds, "progress": progress}
+    studies = shift_studies(backbone, source_task, corruptions, recipes, new_tasks, train_size, repeats, **options)
     tables = []
     for place, study in studies:
         found = {GREEDY: greedy_subtuning(study, max_blocks=max_blocks, race=race)} if GREEDY in methods else {}
@@ -86,6 +105,7 @@ def shift_study(
     return pd.concat(tables, ignore_index=True)
 
 
+@checked(**_PLAN)
 def shift_studies(
     backbone: Chain,
     source_task: Task,
@@ -102,7 +122,6 @@ def shift_studies(
 
     Args and Raises: as for `shift_study`; `options` go to `Study`.
     """
-    check_number("repeats", repeats, 1)
     if source_task.test is None:
         raise ValueError(f"task {source_task.name} has no test split")
     source, wanted = with_readout_of(backbone, source_task), list(corruptions)
@@ -124,6 +143,7 @@ def shift_studies(
             yield place, Study(source, small, own if corruption else renewed, **how)
 
 
+@checked(split=Is(Split), corruption=Text(), part=Whole(0, 1))
 def corrupted(split: Split, corruption: str, part: int) -> Split:
     """The split with its images corrupted as `load_task` does it.
 
@@ -134,6 +154,7 @@ def corrupted(split: Split, corruption: str, part: int) -> Split:
     return split.corrupted(_parsed(corruption), part)
 
 
+@checked(backbone=Is(Chain))
 def stage_subsets(backbone: Chain) -> dict[str, tuple[str, ...]]:
     """The network's stages by name, "stage 1" and so on; the first has the stem, the last a tail with weights.
 
@@ -159,6 +180,7 @@ def shift_profiles(studies: Iterable[tuple[Mapping[str, Any], Study]]) -> dict[s
     return {shift: _pooled(profiles) for shift, profiles in found.items()}
 
 
+@checked(table=_SHIFTS)
 def summarize_shifts(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over repetitions per training-set size, shift and method.
 
@@ -173,6 +195,7 @@ def summarize_shifts(table: pd.DataFrame) -> pd.DataFrame:
     return _summary(table, [*_PLACE, "kind", "method"])
 
 
+@checked(table=_SHIFTS)
 def average_shifts(table: pd.DataFrame) -> pd.DataFrame:
     """As `summarize_shifts`, of each repetition's mean over all corruptions; label shifts are left out.
 
@@ -183,17 +206,18 @@ def average_shifts(table: pd.DataFrame) -> pd.DataFrame:
     shifts = rows.groupby("method")["shift"].nunique()
     if (shifts < shifts.max()).any():
         raise ValueError(f"{shifts.idxmin()} is there for {shifts.min()} of {shifts.max()} corruptions; it needs all")
-    numbers = ["test_accuracy", "clean_accuracy", "accuracy", "params", "subsets", "trainings", "seconds", "flops"]
+    numbers = ["test_accuracy", "clean_accuracy", "accuracy", *COSTS]
     means = rows.groupby(["train_size", "method", "repeat"], sort=False)[numbers].mean().reset_index()
     return _summary(means, ["train_size", "method"])
 
 
+@checked(table=_SHIFTS, method=Text(), other=Text())
 def shift_differences(table: pd.DataFrame, method: str, other: str) -> pd.DataFrame:
     """`method_differences` under each shift, with its column `shift`."""
-    found = {shift: method_differences(rows, method, other) for shift, rows in table.groupby("shift", sort=False)}
-    return pd.concat(found, names=["shift"]).reset_index("shift").reset_index(drop=True)
+    return paired_differences(table, method, other, within=["shift"])
 
 
+@checked(table=_SHIFTS, block_names=Several(Text(), unique=True))
 def chosen_steps(table: pd.DataFrame, block_names: Sequence[str]) -> pd.DataFrame:
     """At which step greedy chose which block.
 
@@ -217,6 +241,14 @@ def chosen_steps(table: pd.DataFrame, block_names: Sequence[str]) -> pd.DataFram
             steps = pd.Series([order.index(block) + 1 for order in own["steps"] if block in order], dtype=float)
             found.append((*place, block, steps.mean(), len(steps), len(own)))
     return pd.DataFrame(found, columns=[*_PLACE, "block", "step", "chosen", "n"])
+
+
+def _check_methods(backbone: Chain, methods: Sequence[str]) -> None:
+    """Raises ValueError for a name that no method has, before the first training."""
+    known = [*dict.fromkeys((*SHIFT_METHODS, *stage_subsets(backbone), *method_names()))]
+    unknown = [name for name in methods if name not in known]
+    if unknown:
+        raise ValueError(f"unknown method {unknown[0]!r}; there are {', '.join(known)}")
 
 
 def _adapted(
@@ -265,14 +297,8 @@ def _pooled(profiles: Sequence[Profile]) -> Profile:
 
 
 def _summary(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    groups = table.groupby(by, sort=False)
-    means = {name: (name, "mean") for name in ("params", "subsets", "trainings", "seconds", "flops")}
-    return groups.agg(
-        accuracy=("test_accuracy", "mean"),
-        std=("test_accuracy", "std"),
-        n=("test_accuracy", "count"),
-        clean_accuracy=("clean_accuracy", "mean"),
-        clean_std=("clean_accuracy", "std"),
-        fold_accuracy=("accuracy", "mean"),
-        **means,
-    ).reset_index()
+    means = {"clean_accuracy": "clean_accuracy", "fold_accuracy": "accuracy"} | {name: name for name in COSTS}
+    clean = group_summary(table, by, {}, "clean_accuracy")["std"]
+    summary = group_summary(table, by, means)
+    summary.insert(summary.columns.get_loc("clean_accuracy") + 1, "clean_std", clean)
+    return summary

@@ -21,11 +21,11 @@ from subtuning_lab.search.profiles import FULL_FINETUNING, LINEAR_PROBING, finet
 from subtuning_lab.study.keys import Method
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.study import Study
+from subtuning_lab.utils.validation import Either, Is, Mapped, OneOf, Several, Table, Whole, checked
 
 Chosen = Iterable[str] | Literal["all"] | Method | tuple[Study, Iterable[str] | Literal["all"]]
 Choice = Callable[[Study], Chosen]
 
-FOLDS = (1, 5)
 COLUMNS = (
     *("method", "backbone", "task", "blocks", "settings", "params", "fold_accuracy", "fold_std", "n_scores"),
     *("accuracy", "std", "n", "n_train", "n_held_out", "n_test", "test_uses"),
@@ -39,6 +39,7 @@ _TITLES = {
 _TITLE_OF = {name: title for title, names in _TITLES.items() for name in names}
 
 
+@checked(study=Is(Study))
 def best_head2toe(study: Study) -> Head2Toe:
     """The settings of `Head2Toe.grid` with the best mean fold accuracy; of equal ones the first."""
     methods = Head2Toe.grid()
@@ -58,6 +59,14 @@ CHOICES: Mapping[str, Choice] = MappingProxyType(
 )
 
 
+@checked(
+    backbone=Is(Chain),
+    task=Is(Task),
+    recipes=Either(Is(Recipe), Several(Is(Recipe))),
+    choose=Mapped(),
+    folds=OneOf((1, 5)),
+    seeds=Several(Whole(), unique=True),
+)
 def vtab_protocol(
     backbone: Chain,
     task: Task,
@@ -97,11 +106,7 @@ def vtab_protocol(
     Source: Zhai et al., "A Large-scale Study of Representation Learning with the Visual Task Adaptation Benchmark"
         (2019); PAPER "Low data", which chooses by five folds.
     """
-    if folds not in FOLDS or isinstance(folds, bool):
-        raise ValueError(f"folds is {folds!r}; it must be 1 (the validation part) or 5")
-    if not choose:
-        raise ValueError("choose is empty; give at least one method, e.g. CHOICES")
-    if isinstance(task, Task) and task.test is None:
+    if task.test is None:
         raise ValueError(f"task {task.name} has no test split")
     study = Study(backbone, task, recipes, folds=folds, seeds=seeds, records=records, **options)
     blind = study.with_(task=replace(task, test=None))
@@ -110,6 +115,7 @@ def vtab_protocol(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+@checked(results=Table(("method", "backbone", "task"), ("n_train", "params", "accuracy", "std", "n")))
 def vtab_table(results: pd.DataFrame) -> pd.DataFrame:
     """Results of the protocol, and what others report on the same tasks.
 

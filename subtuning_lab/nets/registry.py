@@ -265,3 +265,12 @@ def _check_keys(name: str, path: Path, expected: set[str], given: set[str], opti
             f"{path} lacks {len(missing)} tensors of {name}, e.g. {', '.join(missing[:3])}. If a whole block is "
             'absent, leave it out by name, e.g. drop_blocks=["blocks.4.1"]'
         )
+
+
+def pretraining_images(backbone: Chain) -> str | None:
+    """The published images that a backbone's weights come from, where its name tells, as `Task.source` names them."""
+    if backbone.source_head is None:  # random weights, or ones that no one knows
+        return None
+    if backbone.name.startswith("cifar_resnet"):
+        return {10: "cifar10/train", 100: "cifar100/train"}.get(backbone.source_head.out_features)
+    return "imagenet/train" if backbone.name.endswith(("_in1k", "_in21k", "_in22k")) else None

@@ -21,6 +21,7 @@ from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import BN_MODES, Chain, count_parameters, frozen_copy, in_order, keeps_statistics
 from subtuning_lab.nets.flops import part_table
 from subtuning_lab.nets.inputs import check_images
+from subtuning_lab.nets.registry import pretraining_images
 from subtuning_lab.search.candidates import chosen_rows
 from subtuning_lab.study.keys import Candidate, Keys, Method, OtherImages, Trial, check_other
 from subtuning_lab.study.records import Records, Row
@@ -74,6 +75,9 @@ class Study:
 
     Raises:
         TypeError, ValueError: wrong arguments; images that the backbone can't take; weights that give no numbers.
+
+    Warns:
+        UserWarning: training images that the backbone is known to have been pretrained on.
         RecordsError: records that can't be read or written.
     """
 
@@ -107,6 +111,13 @@ class Study:
         shared = (self.backbone, prepared, task, parts, self.records, keys, self.parts, size)
         self._runner = Runner(*shared, engine, memory_limit)
         self._others: dict[Split, OtherImages] = {}
+        seen = pretraining_images(backbone)
+        if seen and task.source in (seen, seen.partition("/")[0]):
+            warnings.warn(
+                f"{backbone.name} was pretrained on {seen}, and task {task.name} has its training images from there: "
+                "scores on them are optimistic, and bounds don't hold; adapt to images that it never saw",
+                stacklevel=4,
+            )
 
     @property
     def block_names(self) -> tuple[str, ...]:

@@ -140,7 +140,7 @@ def test_random_subsets_are_controls_of_the_chosen_one(study):
     assert random_subsets(study, ["block2"], 1, "size", seed=3) == random_subsets(study, ["block2"], 1, "size", seed=3)
     with pytest.raises(ValueError, match="no other subset has the size of block1, block2, block3"):
         random_subsets(study, study.block_names, 5, "size")
-    with pytest.raises(ValueError, match="by is 'depth'; it must be size or parameters"):
+    with pytest.raises(ValueError, match="by is 'depth'; it must be one of size, parameters"):
         random_subsets(study, ["block1"], 1, "depth")
 
 
@@ -167,10 +167,19 @@ def test_a_method_can_be_changed_and_the_study_stays(study):
         study.variant(learning_rate=1)
 
 
+def test_a_folds_score_is_of_what_is_best_on_the_other_one(study):
+    """By hand: with two folds each one's setting is chosen on the other, so that it never counts what chose it."""
+    grid = [Head2Toe(pool=6, share=share, C=C) for share in (0.1, 1.0) for C in (1e-3, 1.0)]
+    row = compare_methods(study, [HEAD2TOE], head2toe=grid).iloc[0]
+    means = study.method_scores(grid).groupby(["method", "fold"])["accuracy"].mean().unstack("fold").round(12)
+    assert row["accuracy"] == pytest.approx((means.loc[means[1].idxmax(), 0] + means.loc[means[0].idxmax(), 1]) / 2)
+    assert row["accuracy"] <= means.mean(axis=1).max() and row["n"] == 4
+
+
 def test_the_caption_names_the_grid(study):
     assert grid_caption(study) == (
         "every method is trained with each of lr 0.001, 0.1; head_lr 0.01; weight_decay 0.01; bn batch, frozen, and "
-        "counts with its best on 2 folds x 2 seeds"
+        "counts with its best on the other ones of 2 folds x 2 seeds"
     )
 
 

@@ -80,7 +80,7 @@ def test_bad_calls_are_named():
     call = (tiny_chain(), tiny_task())
     with pytest.raises(ValueError, match="subsets is {}"):
         ablate(*call, {}, VARIANTS, 12, RECIPES, **HOW)
-    with pytest.raises(ValueError, match="variants is"):
+    with pytest.raises(TypeError, match="variants is"):
         ablate(*call, SUBSETS, ["re-initialized blocks"], 12, RECIPES, **HOW)
     with pytest.raises(ValueError, match="no colour"):
         ablate(*call, SUBSETS, {"painted": {"colour": "red"}}, 12, RECIPES, **HOW)
@@ -92,9 +92,9 @@ def test_bad_calls_are_named():
 
 def test_differences_name_what_is_missing(run):
     _, _, table = run
-    with pytest.raises(ValueError, match="by is \"?'?loss"):
+    with pytest.raises(ValueError, match="by is 'loss'"):
         variant_differences(table, "two-layer readout", by="loss")
-    with pytest.raises(ValueError, match="test images were used"):
+    with pytest.raises(ValueError, match="test images were not used"):
         variant_differences(table.drop(columns="test_accuracy"), "two-layer readout")
     with pytest.raises(ValueError, match="no method 'LoRA'"):
         variant_differences(table, "LoRA")

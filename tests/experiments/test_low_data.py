@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 from subtuning_lab.engine.recipe import Recipe, recipe_grid
-from subtuning_lab.experiments.low_data import _best_blocks, low_data_curves, method_differences, summarize_repeats
+from subtuning_lab.experiments.low_data import _best_blocks, low_data_curves, summarize_repeats
+from subtuning_lab.experiments.tables import method_differences
 from subtuning_lab.search.exhaustive import SearchResult
 from subtuning_lab.search.greedy import greedy_subtuning
 from subtuning_lab.study.records import Records
@@ -111,5 +112,11 @@ def test_bad_sizes_are_named():
         low_data_curves(tiny_chain(), tiny_task(), [2], RECIPES, METHODS, progress=False)
     with pytest.raises(ValueError, match="repeats"):
         low_data_curves(tiny_chain(), tiny_task(), [12], RECIPES, METHODS, repeats=0, progress=False)
-    with pytest.raises(ValueError, match="methods is empty"):
+    with pytest.raises(ValueError, match=r"sizes is \[\]"):
+        low_data_curves(tiny_chain(), tiny_task(), [], RECIPES, METHODS, progress=False)
+    with pytest.raises(ValueError, match=r"methods\[0\] is 'prompts'; it must be one of .*best window"):
+        low_data_curves(tiny_chain(), tiny_task(), [12], RECIPES, ["prompts"], progress=False)
+    with pytest.raises(TypeError, match="recipes is <generator"):
+        low_data_curves(tiny_chain(), tiny_task(), [12], (own for own in RECIPES), METHODS, progress=False)
+    with pytest.raises(ValueError, match=r"methods is \[\]"):
         low_data_curves(tiny_chain(), tiny_task(), [12], RECIPES, [], progress=False)

@@ -51,5 +51,5 @@ def test_a_caller_cannot_change_the_facts():
 
 @pytest.mark.parametrize("call", [reported, official_recipe])
 def test_unknown_names_are_refused_with_the_known_ones(call):
-    with pytest.raises(ValueError, match="'resnet5000'; there are: .*,"):
+    with pytest.raises(ValueError, match="is 'resnet5000'; it must be one of .*,"):
         call("resnet5000")

@@ -208,6 +208,10 @@ def test_bad_input_is_named_before_the_first_training(options, monkeypatch):
         shift_study(source_chain(), task, ["contrast@5", "blur@3"], RECIPES, **options)
     with pytest.raises(ValueError, match="pretrained readout"):
         shift_study(source_chain(2), task, SHIFTS, RECIPES, **options)
+    with pytest.raises(ValueError, match="unknown method 'prompts'; there are .*stage 1"):
+        shift_study(source_chain(), task, SHIFTS, RECIPES, ["prompts"], **options)
+    with pytest.raises(ValueError, match="give at least one shift"):
+        shift_study(source_chain(), task, [], RECIPES, **options | {"new_tasks": []})
     with pytest.raises(ValueError, match="repeats"):
         shift_study(source_chain(), task, SHIFTS, RECIPES, **options | {"repeats": 0})
     with pytest.raises(ValueError, match="no test split"):

@@ -184,12 +184,12 @@ def test_the_task_and_the_backbone_stay_as_they_were():
 
 @pytest.mark.parametrize("folds", [0, 2, True, "5", None])
 def test_other_folds_are_refused(folds):
-    with pytest.raises(ValueError, match=rf"folds is {folds!r}; it must be 1 .* or 5"):
+    with pytest.raises(ValueError, match=rf"folds is {folds!r}; it must be one of 1, 5"):
         protocol(folds=folds)
 
 
 def test_what_has_no_sense_is_refused():
-    with pytest.raises(ValueError, match="choose is empty"):
+    with pytest.raises(ValueError, match="choose is {}"):
         vtab_protocol(tiny_chain(), official(), RECIPE, {})
     with pytest.raises(ValueError, match="tiny has no test split"):
         protocol(task=replace(official(), test=None))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.study.study import Study
@@ -187,6 +189,20 @@ def test_bad_input_is_refused(study, monkeypatch, change, error, message):
 def test_recipes_without_a_bound_are_refused(recipe, message):
     with pytest.raises(ValueError, match=message):
         measure_bounds(make_study(recipe), {"a": []}, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("source", "warned"), [("cifar10/train", True), ("cifar10", True), ("cifar10/test", False), (None, False)]
+)
+def test_images_of_the_pretraining_are_warned_of(source, warned):
+    """A prior that knows the sample makes every bound too small."""
+    chain = tiny_chain()
+    chain.name, chain.source_head = "cifar_resnet20", nn.Linear(6, 10)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Study(chain, replace(tiny_task(48), source=source), RECIPE, folds=2, progress=False)
+    told = [str(own.message) for own in caught if "pretrained on cifar10/train" in str(own.message)]
+    assert len(told) == warned and all("bounds don't hold" in text for text in told)
 
 
 # ---- rank correlations ---------------------------------------------------------------------------------------------
