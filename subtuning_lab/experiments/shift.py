@@ -211,13 +211,13 @@ def average_shifts(table: pd.DataFrame) -> pd.DataFrame:
     return _summary(means, ["train_size", "method"])
 
 
-@checked(table=_SHIFTS, method=Text(), other=Text())
+@checked(table=Table((*_PLACE, "method", "repeat"), ("test_accuracy",)), method=Text(), other=Text())
 def shift_differences(table: pd.DataFrame, method: str, other: str) -> pd.DataFrame:
     """`method_differences` under each shift, with its column `shift`."""
     return paired_differences(table, method, other, within=["shift"])
 
 
-@checked(table=_SHIFTS, block_names=Several(Text(), unique=True))
+@checked(table=Table((*_PLACE, "method", "steps")), block_names=Several(Text(), unique=True))
 def chosen_steps(table: pd.DataFrame, block_names: Sequence[str]) -> pd.DataFrame:
     """At which step greedy chose which block.
 
