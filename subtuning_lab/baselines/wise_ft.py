@@ -19,9 +19,10 @@ from subtuning_lab.nets.chain import Chain, count_parameters, in_order
 from subtuning_lab.nets.heads import fill_readout
 from subtuning_lab.nets.inputs import logits_of
 from subtuning_lab.study.study import Blocks, Study
+from subtuning_lab.utils.containers import Table
 from subtuning_lab.utils.hashing import fingerprint_of
 from subtuning_lab.utils.random import Stream, seeded
-from subtuning_lab.utils.validation import Is, Real, Rule, Several, Table, check_all, checked
+from subtuning_lab.utils.validation import Is, Real, Rule, Several, check_all, checked
 
 ALPHAS: tuple[float, ...] = tuple(step / 10 for step in range(11))
 _ALPHA, _CURVE = Real(0, 1), Table(("images",), ("alpha", "accuracy"))

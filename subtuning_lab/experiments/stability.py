@@ -13,7 +13,8 @@ from subtuning_lab.search.profiles import Profile
 from subtuning_lab.search.statistics import rank_correlation
 from subtuning_lab.study.study import Study
 from subtuning_lab.theory.measure import rank_correlations
-from subtuning_lab.utils.validation import Is, Mapped, Real, Several, Whole, checked
+from subtuning_lab.utils.containers import Mapped
+from subtuning_lab.utils.validation import Is, Real, Several, Whole, checked
 
 _CONFIDENCE = Real(0, 1, above=True, below=True)
 _MOST_SPLITS = 40  # of the folds in two halves

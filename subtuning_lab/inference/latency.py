@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from subtuning_lab.utils.validation import Is, Mapped, OneOf, Rule, Sides, Whole, checked, shown
+from subtuning_lab.utils.containers import Mapped
+from subtuning_lab.utils.validation import Is, OneOf, Rule, Sides, Whole, checked, shown
 
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _MEASURED: dict[str, Rule] = {

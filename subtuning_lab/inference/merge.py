@@ -14,7 +14,8 @@ from subtuning_lab.inference.schedule import TRUNK, plan_rows
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain, examine_parts
 from subtuning_lab.nets.narrow import narrowed
-from subtuning_lab.utils.validation import Flag, Is, Mapped, Text, checked
+from subtuning_lab.utils.containers import Mapped
+from subtuning_lab.utils.validation import Flag, Is, Text, checked
 
 ORIGINAL = "original"
 _TASKS = Mapped(Is("TunedTask"))

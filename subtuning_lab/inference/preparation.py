@@ -16,7 +16,8 @@ from torch import nn
 from subtuning_lab.data.arrays import as_images, check_values, image_batch
 from subtuning_lab.data.augment import resize_to
 from subtuning_lab.data.images import StreamedImages, decode_images
-from subtuning_lab.utils.validation import Numbers, Rule, Sides, Whole, check_all, checked, shown
+from subtuning_lab.utils.containers import Numbers
+from subtuning_lab.utils.validation import Rule, Sides, Whole, check_all, checked, shown
 
 Images = torch.Tensor | np.ndarray | StreamedImages | str | Path | Sequence[str | Path]
 Size = tuple[int, int]  # height and width in pixels

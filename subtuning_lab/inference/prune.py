@@ -14,8 +14,9 @@ from torch import nn
 from subtuning_lab.data.decode import LARGEST_SIZE
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain, copy_weights, in_order, put_parts, set_trainable
+from subtuning_lab.utils.containers import Blocks
 from subtuning_lab.utils.random import Stream, seeded
-from subtuning_lab.utils.validation import Blocks, Is, OneOf, Real, Rule, Whole, check_all, checked
+from subtuning_lab.utils.validation import Is, OneOf, Real, Rule, Whole, check_all, checked
 
 SCOPES: tuple[str, ...] = ("local", "global")
 IMPORTANCES: dict[str, int | None] = {"l1": 1, "l2": 2, "random": None}  # name -> the norm's exponent

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from subtuning_lab.utils.validation import Flag, Mapped, OneOf, Several, Table, Text, Whole, checked
+from subtuning_lab.utils.containers import Mapped, Table
+from subtuning_lab.utils.validation import Flag, OneOf, Several, Text, Whole, checked
 
 if TYPE_CHECKING:
     import torch

@@ -21,20 +21,8 @@ from subtuning_lab.nets.flops import part_table
 from subtuning_lab.nets.heads import empty_readout
 from subtuning_lab.nets.inputs import BATCH, accuracy_of, logits_of
 from subtuning_lab.nets.narrow import check_narrow, narrowed
-from subtuning_lab.utils.validation import (
-    Flag,
-    Is,
-    Mapped,
-    OneOf,
-    Real,
-    Rule,
-    Several,
-    Sides,
-    Text,
-    Whole,
-    check_all,
-    checked,
-)
+from subtuning_lab.utils.containers import Mapped
+from subtuning_lab.utils.validation import Flag, Is, OneOf, Real, Rule, Several, Sides, Text, Whole, check_all, checked
 
 MOST_LAYERS, MOST_PIXELS = 100, 2**15  # a forged file could ask for any number
 

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from subtuning_lab.utils.containers import Blocks
 from subtuning_lab.utils.hashing import fingerprint_of
-from subtuning_lab.utils.validation import Blocks, Is, OneOf, Real, Rule, Several, Text, Whole, checked, shown
+from subtuning_lab.utils.validation import Is, OneOf, Real, Rule, Several, Text, Whole, checked, shown
 
 BatchNormMode = Literal["batch", "frozen"]
 BN_MODES: tuple[str, ...] = ("batch", "frozen")

@@ -15,7 +15,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from subtuning_lab.nets.chain import Chain
-from subtuning_lab.utils.validation import IMAGE_SIZE, Blocks, Flag, Is, Sides, Table, checked
+from subtuning_lab.utils.containers import Blocks, Table
+from subtuning_lab.utils.validation import IMAGE_SIZE, Flag, Is, Sides, checked
 
 COUNTS = ("flops", "backward", "backward_first", "backward_weights")
 

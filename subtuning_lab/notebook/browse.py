@@ -14,7 +14,8 @@ from subtuning_lab.plots.ablations import INTERPOLATION, check_kinds, plot_alpha
 from subtuning_lab.plots.comparison import name_rounds, plot_curves, plot_methods, plot_trace, trace_width
 from subtuning_lab.plots.profiles import network_width, plot_network
 from subtuning_lab.search.greedy import GreedyResult
-from subtuning_lab.utils.validation import Is, Real, Table, checked
+from subtuning_lab.utils.containers import Table
+from subtuning_lab.utils.validation import Is, Real, checked
 
 _STEP = 0.005  # half a point of accuracy: finer than what few images can tell
 _IMAGES = {"target": "the task", "clean": "clean images"}

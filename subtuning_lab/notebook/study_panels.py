@@ -31,7 +31,8 @@ from subtuning_lab.plots.profiles import (
     share_limits,
 )
 from subtuning_lab.search.profiles import Profile
-from subtuning_lab.utils.validation import Is, Several, Table, Text, Whole, checked
+from subtuning_lab.utils.containers import Table
+from subtuning_lab.utils.validation import Is, Several, Text, Whole, checked
 
 CLEAN = "none"
 _EXAMPLES_PER_CLASS = 3

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from subtuning_lab.plots import style
-from subtuning_lab.utils.validation import Real, Table, checked
+from subtuning_lab.utils.containers import Table
+from subtuning_lab.utils.validation import Real, checked
 
 _IMAGES = {
     "target": (style.BLUE, "o", "-", "the task (validation images)"),

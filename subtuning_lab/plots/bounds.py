@@ -10,7 +10,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from subtuning_lab.plots import style
-from subtuning_lab.utils.validation import Is, Real, Several, Table, Text, checked
+from subtuning_lab.utils.containers import Table
+from subtuning_lab.utils.validation import Is, Real, Several, Text, checked
 
 _TERMS = {
     "empirical error": style.GREY,

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import AutoLocator, FixedLocator, FuncFormatter, NullLocator
 
 from subtuning_lab.plots import style
-from subtuning_lab.utils.validation import Is, Real, Several, Table, Text, checked
+from subtuning_lab.utils.containers import Table
+from subtuning_lab.utils.validation import Is, Real, Several, Text, checked
 
 _TRACE = Table(("direction", "candidate", "kept", "dropped"), ("round", "accuracy", "std", "n"))
 _METHODS = Table(("method",), ("n",))

@@ -12,7 +12,8 @@ from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
 from subtuning_lab.plots import style
-from subtuning_lab.utils.validation import Is, Several, Table, Text, checked
+from subtuning_lab.utils.containers import Table
+from subtuning_lab.utils.validation import Is, Several, Text, checked
 
 _WINDOWS = {0: style.GREEN, 1: style.BLUE, 2: style.ORANGE, 3: style.PURPLE}
 _TRUNK = "original"

@@ -14,7 +14,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from subtuning_lab.plots import style
 from subtuning_lab.search.profiles import FULL_FINETUNING, LINEAR_PROBING, Profile
-from subtuning_lab.utils.validation import Is, Several, Table, Text, checked
+from subtuning_lab.utils.containers import Table
+from subtuning_lab.utils.validation import Is, Several, Text, checked
 
 _AVERAGE = Table(("method",), ("train_size", "accuracy", "std", "clean_accuracy", "clean_std", "n"))
 _SUMMARY = Table(("shift", "method"), ("train_size", "accuracy", "std", "n"))

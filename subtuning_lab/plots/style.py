@@ -13,7 +13,8 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from subtuning_lab.search.profiles import FULL_FINETUNING, LINEAR_PROBING
-from subtuning_lab.utils.validation import Is, Table
+from subtuning_lab.utils.containers import Table
+from subtuning_lab.utils.validation import Is
 
 # Okabe and Ito's palette, which stays apart for colour-blind eyes.
 BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9"

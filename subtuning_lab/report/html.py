@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import nbformat
 
+from subtuning_lab.utils.containers import Table
 from subtuning_lab.utils.files import write_atomically
-from subtuning_lab.utils.validation import Is, Table, checked
+from subtuning_lab.utils.validation import Is, checked
 
 if TYPE_CHECKING:
     import pandas as pd

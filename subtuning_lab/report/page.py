@@ -20,9 +20,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from subtuning_lab.report.html import POLICY
+from subtuning_lab.utils.containers import Table
 from subtuning_lab.utils.files import write_atomically
 from subtuning_lab.utils.text import lines, without_colours
-from subtuning_lab.utils.validation import Is, Several, Table, Text, Whole, checked
+from subtuning_lab.utils.validation import Is, Several, Text, Whole, checked
 
 REPORT, TEMPLATE = "report.html", "report.html"
 _SECTION_NAME = re.compile(r"[A-Za-z0-9][\w-]*")

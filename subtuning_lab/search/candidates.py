@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pandas as pd
 
 from subtuning_lab.search.statistics import DIGITS, overlap_factor
-from subtuning_lab.utils.validation import Flag, Has, OneOf, Table, checked
+from subtuning_lab.utils.containers import Table
+from subtuning_lab.utils.validation import Flag, Has, OneOf, checked
 
 if TYPE_CHECKING:
     from subtuning_lab.search.racing import Halving, Race

@@ -14,7 +14,8 @@ from subtuning_lab.search.exhaustive import RACE
 from subtuning_lab.search.replay import Rounds, remembered_rounds
 from subtuning_lab.search.significance import SignificantGain
 from subtuning_lab.search.statistics import DIGITS
-from subtuning_lab.utils.validation import Either, Is, OneOf, Real, Whole, checked
+from subtuning_lab.utils.containers import Either
+from subtuning_lab.utils.validation import Is, OneOf, Real, Whole, checked
 
 if TYPE_CHECKING:
     from subtuning_lab.search.racing import Halving, Race

@@ -13,7 +13,8 @@ from scipy import stats
 
 from subtuning_lab.search.candidates import summarize, value_of
 from subtuning_lab.search.statistics import DIGITS, overlap_factor
-from subtuning_lab.utils.validation import Real, Rule, Table, check_all, checked
+from subtuning_lab.utils.containers import Table
+from subtuning_lab.utils.validation import Real, Rule, check_all, checked
 
 _ROWS = Table(("fold", "seed"), ("accuracy",))
 

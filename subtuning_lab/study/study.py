@@ -27,8 +27,9 @@ from subtuning_lab.study.keys import Candidate, Keys, Method, OtherImages, Trial
 from subtuning_lab.study.records import Records, Row
 from subtuning_lab.study.results import TestResult, confusion_table
 from subtuning_lab.study.runner import Runner, usable_device
-from subtuning_lab.utils.validation import Blocks as BlocksRule
-from subtuning_lab.utils.validation import Either, Flag, Has, Is, OneOf, Rule, Several, Whole, checked
+from subtuning_lab.utils.containers import Blocks as BlocksRule
+from subtuning_lab.utils.containers import Either
+from subtuning_lab.utils.validation import Flag, Has, Is, OneOf, Rule, Several, Whole, checked
 
 Blocks = Iterable[str] | Literal["all"]
 SCORES = ("accuracy", "balanced_accuracy", "loss")

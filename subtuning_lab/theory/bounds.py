@@ -15,19 +15,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from subtuning_lab.utils.validation import (
-    Either,
-    Is,
-    Mapped,
-    OneOf,
-    Real,
-    Rule,
-    Several,
-    Text,
-    Whole,
-    check_all,
-    checked,
-)
+from subtuning_lab.utils.containers import Either, Mapped
+from subtuning_lab.utils.validation import Is, OneOf, Real, Rule, Several, Text, Whole, check_all, checked
 
 COUNT, SHARE = Whole(1, 10**15), Real(0, 1)
 SIZE, POSITIVE = Real(0, 1e100), Real(0, 1e100, above=True)  # no product of two of them overflows

@@ -17,7 +17,8 @@ from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import in_order
 from subtuning_lab.nets.heads import Start
 from subtuning_lab.nets.inputs import logits_of
-from subtuning_lab.utils.validation import Is, Mapped, Real, Several, Whole, checked
+from subtuning_lab.utils.containers import Mapped
+from subtuning_lab.utils.validation import Is, Real, Several, Whole, checked
 
 _START = Mapped(Is(torch.Tensor), none=True)
 

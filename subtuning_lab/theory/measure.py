@@ -39,9 +39,10 @@ from subtuning_lab.theory.weight_noise import (
     noisy_bound,
     readout_start,
 )
+from subtuning_lab.utils.containers import Blocks as BlocksRule
+from subtuning_lab.utils.containers import Either, Mapped, Table
 from subtuning_lab.utils.random import Stream, seeded
-from subtuning_lab.utils.validation import Blocks as BlocksRule
-from subtuning_lab.utils.validation import Either, Flag, Is, Mapped, Several, Table, Text, Whole, checked
+from subtuning_lab.utils.validation import Flag, Is, Several, Text, Whole, checked
 
 BOUNDS: tuple[str, ...] = ("paper", "rademacher", "pac_bayes")
 RADII = geometric_grid(1e-2, 1e4, math.sqrt(2))

@@ -22,7 +22,8 @@ from subtuning_lab.theory.bounds import (
     grid_price,
     make_bound,
 )
-from subtuning_lab.utils.validation import Either, Mapped, Numbers, Real, checked
+from subtuning_lab.utils.containers import Either, Mapped, Numbers
+from subtuning_lab.utils.validation import Real, checked
 
 MONTE_CARLO_SHARE = 0.1  # of the failure probability; the rest is for the training sample
 

@@ -19,7 +19,8 @@ from subtuning_lab.theory.bounds import (
     grid_price,
     make_bound,
 )
-from subtuning_lab.utils.validation import Either, Numbers, checked
+from subtuning_lab.utils.containers import Either, Numbers
+from subtuning_lab.utils.validation import checked
 
 _LINEARIZED = (
     SAME_SAMPLE,

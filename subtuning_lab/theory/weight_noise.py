@@ -22,8 +22,9 @@ from subtuning_lab.study.study import Blocks, Study
 from subtuning_lab.theory.bounds import CONFIDENCE, POSITIVE, SIZE, Bound, geometric_grid
 from subtuning_lab.theory.linearization import tuned_distance
 from subtuning_lab.theory.pac_bayes import gaussian_kl, kl_inverse, pac_bayes_bound
+from subtuning_lab.utils.containers import Either, Mapped, Numbers
 from subtuning_lab.utils.random import Stream, seeded
-from subtuning_lab.utils.validation import Either, Is, Mapped, Numbers, Several, Whole, checked
+from subtuning_lab.utils.validation import Is, Several, Whole, checked
 
 SIGMAS: dict[str, tuple[float, ...]] = {"blocks": geometric_grid(0.0025, 0.16), "head": geometric_grid(0.01, 5.12)}
 Sigmas = Mapping[str, Sequence[float]] | Sequence[float] | None

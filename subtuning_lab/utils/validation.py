@@ -11,13 +11,11 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from numbers import Real as RealNumber
 from typing import Any, TypeVar
-
-import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -65,7 +63,7 @@ class Whole(Rule):
     @property
     def allowed(self) -> str:
         """The limits in words."""
-        return f"a whole number{_limits(self.low, self.high)}"
+        return f"a whole number{limits(self.low, self.high)}"
 
     def error_of(self, value: object) -> type[Exception] | None:
         if _is_bool(value) or not isinstance(value, Integral):
@@ -75,7 +73,7 @@ class Whole(Rule):
     def wrong(self) -> Iterator[object]:
         yield from super().wrong()
         yield from ("1", 1.5, True, math.nan, [1])
-        yield from _beyond(self.low, self.high)
+        yield from beyond(self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class Real(Rule):
     @property
     def allowed(self) -> str:
         """The limits in words."""
-        return f"a {'' if self.infinite else 'finite '}number{_limits(self.low, self.high, self.above, self.below)}"
+        return f"a {'' if self.infinite else 'finite '}number{limits(self.low, self.high, self.above, self.below)}"
 
     def error_of(self, value: object) -> type[Exception] | None:
         if _is_bool(value) or not isinstance(value, RealNumber):
@@ -133,7 +131,7 @@ class Real(Rule):
         yield from super().wrong()
         yield from ("1", True, math.nan, [1.0])
         yield from () if self.infinite else (math.inf, -math.inf)
-        yield from _beyond(self.low, self.high)
+        yield from beyond(self.low, self.high)
         yield from (limit for limit, out in ((self.low, self.above), (self.high, self.below)) if out)
 
 
@@ -291,179 +289,6 @@ class Several(Rule):
         yield from ([item] * max(1, self.least) for item in self.each.wrong())
 
 
-@dataclass(frozen=True)
-class Blocks(Rule):
-    """A subset of a network: names of its parts, or "all". Whether a network has them it can say alone."""
-
-    none: bool = False
-    allowed = 'a list of names of parts, e.g. ["layer3.0"], or "all"'
-
-    def error_of(self, value: object) -> type[Exception] | None:
-        if value is None or isinstance(value, str | bytes | Mapping):
-            return None if value == "all" else TypeError
-        if not isinstance(value, Iterable):
-            return TypeError
-        listed = value if isinstance(value, Collection) else ()  # a generator is read once, and not here
-        return None if all(isinstance(name, str) for name in listed) else TypeError
-
-    def wrong(self) -> Iterator[object]:
-        yield from super().wrong()
-        yield from ("layer3.0", 5, [3], [None])
-
-
-@dataclass(frozen=True)
-class Numbers(Rule):
-    """A list or array (n,) of finite numbers from `low` to `high`, at least one; numpy checks all at once."""
-
-    low: float | None = None
-    high: float | None = None
-    none: bool = False
-
-    @property
-    def allowed(self) -> str:
-        """The limits in words."""
-        return f"a list or array (n,) of at least 1 finite number{_limits(self.low, self.high)}"
-
-    def error_of(self, value: object) -> type[Exception] | None:
-        listed = isinstance(value, Sequence) or hasattr(value, "__array__")
-        if isinstance(value, str | bytes) or not listed:
-            return TypeError
-        try:
-            array = np.asarray(value)
-        except ValueError:  # lists of different lengths
-            return ValueError
-        if array.dtype.kind not in "iuf":
-            return TypeError
-        low, high = (-math.inf if self.low is None else self.low), (math.inf if self.high is None else self.high)
-        fits = array.ndim == 1 and array.size and (np.isfinite(array) & (array >= low) & (array <= high)).all()
-        return None if fits else ValueError
-
-    def wrong(self) -> Iterator[object]:
-        yield from super().wrong()
-        yield from ("text", 5, [], ["a"], [True], [[1.0]], [[1.0], [1.0, 2.0]], [math.nan], [math.inf])
-        yield from ([limit] for limit in _beyond(self.low, self.high))
-
-
-@dataclass(frozen=True)
-class Mapped(Rule):
-    """A mapping of names to values that fit a rule.
-
-    Args:
-        each: rule of every value; None leaves them to the function.
-        least: fewest names.
-    """
-
-    each: Rule | None = None
-    least: int = 1
-    none: bool = False
-
-    @property
-    def allowed(self) -> str:
-        """What the values may be in words."""
-        each = f", each to {self.each.allowed}" if self.each else ""
-        return f"a mapping of at least {self.least} name{'s' * (self.least != 1)}{each}"
-
-    def check(self, name: str, value: object) -> None:
-        super().check(name, value)
-        for key, item in (value or {}).items():
-            if self.each is not None:
-                self.each.check(f"{name}[{key!r}]", item)
-
-    def error_of(self, value: object) -> type[Exception] | None:
-        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            return TypeError
-        return None if len(value) >= self.least else ValueError
-
-    def wrong(self) -> Iterator[object]:
-        yield from super().wrong()
-        yield from ("text", 5, ["a"])
-        yield from ({},) if self.least else ()
-        if self.each is not None:
-            yield from ({f"name {i}": item for i in range(max(1, self.least))} for item in self.each.wrong())
-
-
-@dataclass(frozen=True)
-class Either(Rule):
-    """What one rule or another allows."""
-
-    first: Rule
-    second: Rule
-    none: bool = False
-
-    @property
-    def allowed(self) -> str:
-        """Both in words."""
-        return f"{self.first.allowed}, or {self.second.allowed}"
-
-    def check(self, name: str, value: object) -> None:
-        errors = [rule.error_of(value) for rule in (self.first, self.second)]
-        for rule, error in zip((self.first, self.second), errors, strict=True):
-            if error is None or (error is ValueError and errors.count(TypeError)):
-                return rule.check(name, value)  # a list's rule looks at its values there
-        return super().check(name, value)
-
-    def error_of(self, value: object) -> type[Exception] | None:
-        errors = (self.first.error_of(value), self.second.error_of(value))
-        return None if None in errors else min(errors, key=[ValueError, TypeError].index)
-
-    def wrong(self) -> Iterator[object]:
-        for rule, other in ((self.first, self.second), (self.second, self.first)):
-            yield from (value for value in rule.wrong() if other.error_of(value) and not (value is None and self.none))
-
-
-@dataclass(frozen=True)
-class Table(Rule):
-    """A pandas table with some columns.
-
-    Args:
-        columns: names that it must have.
-        numbers: those that hold numbers, or are missing; they need not be among `columns` again.
-        rows: fewest rows.
-    """
-
-    columns: tuple[str, ...] = ()
-    numbers: tuple[str, ...] = ()
-    rows: int = 1
-    none: bool = False
-
-    @property
-    def allowed(self) -> str:
-        """Columns and rows in words."""
-        names = ", ".join((*self.columns, *self.numbers))
-        count = f"at least {self.rows} row{'s' * (self.rows > 1)}" if self.rows else "any number of rows"
-        return f"a table with {f'columns {names} and ' if names else ''}{count}"
-
-    def check(self, name: str, value: object) -> None:
-        fault = self._fault(value) if self.error_of(value) is ValueError else ""
-        if fault:
-            raise ValueError(f"{name} is a table {fault}; it must be {self.allowed}{' or None' if self.none else ''}")
-        super().check(name, value)
-
-    def error_of(self, value: object) -> type[Exception] | None:
-        if "DataFrame" not in {kind.__name__ for kind in type(value).__mro__}:
-            return TypeError
-        return ValueError if self._fault(value) else None
-
-    def _fault(self, table: Any) -> str:
-        missing = [name for name in (*self.columns, *self.numbers) if name not in table]
-        if missing:
-            return f"without column {missing[0]}"
-        words = [name for name in self.numbers if not all(map(_is_number, table[name].dropna()))]
-        if words:
-            return f"whose column {words[0]} holds something else than numbers"
-        return "" if len(table) >= self.rows else f"of {len(table)} rows"
-
-    def wrong(self) -> Iterator[object]:
-        import pandas as pd
-
-        yield from super().wrong()
-        yield from ("text", 5, {"accuracy": [0.5]}, [[0.5]])
-        names = (*self.columns, *self.numbers)
-        yield from (pd.DataFrame({name: [0.5] for name in names if name != absent}) for absent in names[:2])
-        yield from (pd.DataFrame(dict.fromkeys(names, ["text"])),) if self.numbers else ()
-        yield from (pd.DataFrame(columns=names),) if self.rows else ()
-
-
 IMAGE_SIZE = Whole(1, 4096)  # pixels; above it memory ends before anything is learned
 SEED = Whole(0, 2**63 - 1)
 
@@ -508,7 +333,8 @@ def shown(value: object, most: int = 80) -> str:
     return f"{text[: most - 3]}..." if type(value).__module__ == "builtins" else f"a {type(value).__name__}"
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is a real number of python's or numpy's."""
     return isinstance(value, RealNumber)
 
 
@@ -520,12 +346,14 @@ def _within(value: Any, low: Any, high: Any) -> bool:
     return (low is None or value >= low) and (high is None or value <= high)
 
 
-def _beyond(low: Any, high: Any) -> Iterator[object]:
+def beyond(low: Any, high: Any) -> Iterator[object]:
+    """A number just outside of each limit."""
     yield from () if low is None else (low - 1,)
     yield from () if high is None else (high + 1 if high + 1 > high else 2 * high,)  # 1e100 + 1 is 1e100
 
 
-def _limits(low: Any, high: Any, above: bool = False, below: bool = False) -> str:
+def limits(low: Any, high: Any, above: bool = False, below: bool = False) -> str:
+    """Limits in words, with a space before them."""
     first = "" if low is None else f"{'above' if above else 'at least'} {low:g}"
     last = "" if high is None else f"{'below' if below else 'at most'} {high:g}"
     words: Sequence[str] = [word for word in (first, last) if word]

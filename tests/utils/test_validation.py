@@ -6,24 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from subtuning_lab.utils.validation import (
-    Blocks,
-    Either,
-    Flag,
-    Has,
-    Is,
-    Mapped,
-    Numbers,
-    OneOf,
-    Real,
-    Several,
-    Table,
-    Text,
-    Whole,
-    check_all,
-    checked,
-    shown,
-)
+from subtuning_lab.utils.containers import Blocks, Either, Mapped, Numbers, Table
+from subtuning_lab.utils.validation import Flag, Has, Is, OneOf, Real, Several, Text, Whole, check_all, checked, shown
 
 RULES = {
     "whole": Whole(1, 5),
