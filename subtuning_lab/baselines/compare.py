@@ -18,8 +18,9 @@ from subtuning_lab.search.exhaustive import SearchResult
 from subtuning_lab.search.greedy import GreedyResult
 from subtuning_lab.study.keys import Method
 from subtuning_lab.study.study import Study
-from subtuning_lab.utils.validation import Blocks as BlocksRule
-from subtuning_lab.utils.validation import Flag, Is, Mapped, OneOf, Several, Text, Whole, checked
+from subtuning_lab.utils.containers import Blocks as BlocksRule
+from subtuning_lab.utils.containers import Mapped
+from subtuning_lab.utils.validation import Flag, Is, OneOf, Several, Text, Whole, checked
 
 Search = GreedyResult | SearchResult  # a finished one
 

@@ -15,8 +15,9 @@ from subtuning_lab.nets.chain import Chain, in_order
 from subtuning_lab.search.candidates import candidate_table
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.study import Blocks, Study
-from subtuning_lab.utils.validation import Blocks as BlocksRule
-from subtuning_lab.utils.validation import Flag, Is, Mapped, OneOf, Several, Table, Text, Whole, checked
+from subtuning_lab.utils.containers import Blocks as BlocksRule
+from subtuning_lab.utils.containers import Mapped, Table
+from subtuning_lab.utils.validation import Flag, Is, OneOf, Several, Text, Whole, checked
 
 SUBTUNING = "SubTuning"
 #: fields of the recipe that an ablation changes, by its name; a list is tried on the folds

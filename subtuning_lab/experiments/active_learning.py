@@ -30,7 +30,8 @@ from subtuning_lab.search.greedy import greedy_subtuning
 from subtuning_lab.search.racing import Halving, Race
 from subtuning_lab.study.records import Records, record_key
 from subtuning_lab.study.study import Blocks, Study
-from subtuning_lab.utils.validation import Either, Is, Mapped, OneOf, Several, Table, Text, Whole, checked
+from subtuning_lab.utils.containers import Either, Mapped, Table
+from subtuning_lab.utils.validation import Is, OneOf, Several, Text, Whole, checked
 
 RANDOM, MARGIN, ENTROPY, BADGE = "random", "margin", "entropy", "BADGE"
 QUERY_VERSION = 1  # of the strategies; another one makes recorded queries void

@@ -26,7 +26,8 @@ from subtuning_lab.search.greedy import GreedyResult, greedy_subtuning
 from subtuning_lab.search.racing import Halving, Race
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.study import Study
-from subtuning_lab.utils.validation import Flag, Is, OneOf, Several, Table, Whole, checked
+from subtuning_lab.utils.containers import Table
+from subtuning_lab.utils.validation import Flag, Is, OneOf, Several, Whole, checked
 
 GREEDY, BEST_WINDOW = "greedy", "best window"
 

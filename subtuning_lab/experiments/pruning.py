@@ -25,7 +25,7 @@ from subtuning_lab.nets.inputs import logits_of
 from subtuning_lab.nets.narrow import narrow_parts
 from subtuning_lab.study.results import TestResult
 from subtuning_lab.study.study import Blocks, Study
-from subtuning_lab.utils.validation import Blocks as BlocksRule
+from subtuning_lab.utils.containers import Blocks as BlocksRule
 from subtuning_lab.utils.validation import Flag, Is, OneOf, Real, Several, Whole, checked
 
 WHEN: tuple[str, ...] = ("before", "after")

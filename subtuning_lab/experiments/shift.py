@@ -23,7 +23,8 @@ from subtuning_lab.search.profiles import Profile, finetuning_profile
 from subtuning_lab.search.racing import Halving, Race
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.study import Study
-from subtuning_lab.utils.validation import Either, Is, Several, Table, Text, Whole, checked
+from subtuning_lab.utils.containers import Either, Table
+from subtuning_lab.utils.validation import Is, Several, Text, Whole, checked
 
 STAGES, INPUT, LABEL = "stages", "input", "label"
 SHIFT_METHODS = (NO_ADAPTATION, BN_STATISTICS, "linear probing", "full finetuning", "Auto-RGN", STAGES, GREEDY)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from subtuning_lab.utils.validation import Table, Text, checked
+from subtuning_lab.utils.containers import Table
+from subtuning_lab.utils.validation import Text, checked
 
 COSTS = ("params", "subsets", "trainings", "seconds", "flops")
 PAIRED = Table(("method", "train_size", "repeat"), ("test_accuracy",))

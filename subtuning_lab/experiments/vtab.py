@@ -21,7 +21,8 @@ from subtuning_lab.search.profiles import FULL_FINETUNING, LINEAR_PROBING, finet
 from subtuning_lab.study.keys import Method
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.study import Study
-from subtuning_lab.utils.validation import Either, Is, Mapped, OneOf, Several, Table, Whole, checked
+from subtuning_lab.utils.containers import Either, Mapped, Table
+from subtuning_lab.utils.validation import Is, OneOf, Several, Whole, checked
 
 Chosen = Iterable[str] | Literal["all"] | Method | tuple[Study, Iterable[str] | Literal["all"]]
 Choice = Callable[[Study], Chosen]
