@@ -69,11 +69,11 @@ def test_the_test_set_is_the_yardstick():
     ("changes", "message"),
     [
         ({"n": 0}, "n is 0"),
-        ({"max_blocks": 10}, "max_blocks is 10; it must be from 1 to 9"),
+        ({"max_blocks": 10}, "max_blocks is 10; it must be a whole number at least 1 and at most 9"),
         ({"confidence": 1}, "confidence is 1"),
         ({"delta": -1}, "delta is -1"),
         ({"training_error": 1.5}, "empirical_error is 1.5"),
-        ({"errors": 11, "n_test": 10}, "errors is 11; it must be from 0 to 10"),
+        ({"errors": 11, "n_test": 10}, "errors is 11; it must be a whole number at least 0 and at most 10"),
         ({"full_delta": 3}, "--full-delta is 3.0, which means nothing without --params"),
         ({"n_test": 30}, "--n-test is 30, which means nothing without --errors"),
     ],
