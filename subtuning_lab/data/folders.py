@@ -26,21 +26,12 @@ from subtuning_lab.utils.text import printable
 from subtuning_lab.utils.validation import shown
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_SYSTEM = frozenset(  # names in lower case; hidden ones begin with a dot
-    (
-        *(
-            "__macosx",
-            "@eadir",
-            "@recycle",
-            "@recently-snapshot",
-            "#recycle",
-            "#snapshot",
-            "$recycle.bin",
-            "lost+found",
-        ),
-        *("system volume information", "__pycache__", "thumbs.db", "desktop.ini"),
-    )
+# Folders that systems keep beside one's own, in lower case; hidden ones begin with a dot, many others with @ # $ ~.
+_SYSTEM = re.compile(
+    r"[.@#$~].*|__macosx|_gsdata_|lost\+found|found\.\d+|system volume information|temporary items"
+    r"|network trash folder|__pycache__|thumbs\.db|desktop\.ini"
 )
+_THUMBNAILS = re.compile(r"_*thumb(nail)?s?_*")  # inside a class; a class itself may be called "thumbs"
 _PARTS = {"train": "train|training|trainval", "test": "test|testing|eval|evaluation", "val": "val|valid|validation|dev"}
 _LARGEST_LIST = 2**26  # bytes of a list of images
 
@@ -73,8 +64,12 @@ def folder(root: Path) -> Listing:
 
 def part_of(name: str) -> str | None:
     """The part of a data set that a folder's name says: "train", "test", "val", or None."""
-    word = re.sub(r"(set|data|images|split)*$", "", re.sub(r"[^a-z]", "", name.lower()))
-    return next((part for part, words in _PARTS.items() if re.fullmatch(words, word)), None)
+    words = re.findall("[a-z]+", name.lower())
+    for word in ("".join(words), *words[-1:], *words[:1]):  # "training_set", "seg_train", "train_images"
+        word = re.sub(r"(set|data|images|split)*$", "", word)
+        if part := next((part for part, names in _PARTS.items() if re.fullmatch(names, word)), None):
+            return part
+    return None
 
 
 def _parts(root: Path) -> dict[str, Path]:
@@ -93,6 +88,7 @@ def _parts(root: Path) -> dict[str, Path]:
     if "train" not in parts:
         if parts and not others:
             raise ValueError(f"{_shown(root)} has {[entry.name for entry in parts.values()]}, but no training part")
+        _check_classes(root, folders)
         return {}
     if others and len(parts) == 1:
         if any(file.parent == parts["train"] for file in _pictures(parts["train"])):
@@ -104,6 +100,25 @@ def _parts(root: Path) -> dict[str, Path]:
     if others:
         warnings.warn(f"{_shown(root)}: folders beside its parts are left out: {others}", stacklevel=6)
     return parts
+
+
+def _check_classes(root: Path, folders: list[Path]) -> None:
+    """Raises ValueError for classes that hold parts; warns where classes may be parts under names of their own."""
+    inside = [{entry.name for entry in _folders(entry)} for entry in folders]
+    common = sorted(set.intersection(*inside)) if inside else []
+    if len(folders) < 2 or len(common) < 2 or any(file.parent in folders for file in _pictures(root)):
+        return
+    names = [entry.name for entry in folders]
+    if any(map(part_of, common)):
+        raise ValueError(
+            f"each class of {_shown(root)}, {shown(names)}, holds the parts {shown(common)}: put parts above classes, "
+            f"{_shown(root)}/{common[0]}/{names[0]}"
+        )
+    warnings.warn(
+        f"{_shown(root)}: {shown(names)} are taken for classes, and each holds {shown(common)}; if these are the "
+        f"classes, load folder:{_shown(folders[0])}",
+        stacklevel=7,
+    )
 
 
 def _held_out(root: Path, parts: dict[str, Path]) -> Path | None:
@@ -178,7 +193,7 @@ def _walk(root: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     while waiting:
         with os.scandir(waiting.pop()) as entries:
             for entry in entries:
-                if not _counts(entry.name):
+                if not _counts(entry.name) or (entry.is_dir() and _THUMBNAILS.fullmatch(entry.name.lower())):
                     continue
                 if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
                     if (place := _identity(entry.path)) not in seen:
@@ -207,7 +222,7 @@ def _identity(folder: str | Path) -> tuple[int, int]:
 
 def _counts(name: str) -> bool:
     """Whether a file or folder is neither hidden nor a system's own."""
-    return not name.startswith(".") and name.lower() not in _SYSTEM
+    return _SYSTEM.fullmatch(name.lower().strip()) is None
 
 
 def _published(classes: Sequence[str], base: Path) -> str | None:

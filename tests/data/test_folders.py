@@ -46,6 +46,7 @@ def test_a_folder_without_a_split_is_split_the_same_way_for_every_seed(tmp_path,
 
 
 HIDDEN = (".ipynb_checkpoints", ".thumbnails", "@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "lost+found")
+HIDDEN += ("@__thumb", "@tmp", "_gsdata_", "Temporary Items", "Network Trash Folder", "FOUND.000", "__MACOSX ")
 
 
 @pytest.mark.parametrize("name", HIDDEN)
@@ -60,7 +61,17 @@ def test_copies_in_hidden_and_system_folders_are_not_read(tmp_path, name):
     assert task.classes == ("a", "b") and len(task.train) + len(task.test) == 9
 
 
+@pytest.mark.parametrize("name", ["Thumbs", "thumbnails", "_thumbs", "thumb"])
+def test_thumbnails_inside_a_class_are_not_read_but_a_class_may_show_thumbs(tmp_path, name):
+    write_folder(tmp_path, {"a": 4, name: 4})
+    write_folder(tmp_path / "a", {name: 2}, seed=60)
+    task = load(f"folder:{tmp_path}")
+    assert name in task.classes and len(task.train) + len(task.test) == 8
+
+
 SPLITS = {
+    **{f"{stem} word": (f"train{stem}", f"test{stem}") for stem in ("_photos", "-2", " of cats")},
+    "word before": ("seg_train", "seg_test"),
     **{f"{train} / {test}": (train, test) for train, test in (("Train", "Test"), ("TRAIN", "VAL"), ("train", "dev"))},
     **{f"train / {test}": ("train", test) for test in ("valid", "validation", "Validation", "val", "eval", "testing")},
     **{f"{stem} set": (f"training{stem}", f"test{stem}") for stem in ("_set", "Set", "-set", "_data", " images")},
@@ -94,6 +105,7 @@ UNCLEAR = {
     "part or class": (["train/a", "train/b", "misc"], "may be the training part or a class beside 'misc'"),
     "no labels": (["train/a", "train/b", "test"], "no class folders in .*test: without labels"),
     "flat parts": (["train", "test"], "no class folders in .*train"),
+    "parts in classes": (["a/train", "a/test", "b/train", "b/test"], r"holds the parts \['test', 'train'\]"),
 }
 
 
@@ -119,6 +131,14 @@ def test_what_is_left_out_is_told(tmp_path, places, message):
     with pytest.warns(UserWarning, match=message):
         task = load(f"folder:{tmp_path}")
     assert (len(task.train), len(task.test)) == (4, 4)
+
+
+@pytest.mark.parametrize("parts", [("fold1", "fold2", "fold3"), ("tr", "te"), ("dslr", "webcam")])
+def test_classes_that_may_be_parts_are_told(tmp_path, parts):
+    for seed, part in enumerate(parts):
+        write_folder(tmp_path / part, {"cat": 2, "dog": 2}, seed=100 * seed)
+    with pytest.warns(UserWarning, match=r"are taken for classes, and each holds \['cat', 'dog'\].* load folder:"):
+        assert load(f"folder:{tmp_path}").classes == tuple(sorted(parts))
 
 
 def test_files_of_other_kinds_are_counted(tmp_path):
