@@ -62,6 +62,7 @@ class Split:
         images = self.images.take(indices) if isinstance(self.images, StreamedImages) else self.images[indices]
         return Split(images, self.labels[indices])
 
+    @checked(corruptions=Several(Is(tuple), least=0), part=Whole(0))
     def corrupted(self, corruptions: Sequence[tuple[str, int]], part: int) -> Split:
         """The split with (name, severity) corruptions applied in order, each with noise of its own.
 

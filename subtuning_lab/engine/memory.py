@@ -15,7 +15,7 @@ from subtuning_lab.engine.shared_forward import SharedForward
 from subtuning_lab.nets.chain import Chain, check_still, fork_of, without_dropout
 from subtuning_lab.nets.inputs import fast_layout
 from subtuning_lab.utils.memory import free_main_memory
-from subtuning_lab.utils.validation import Is, checked
+from subtuning_lab.utils.validation import Is, Whole, checked
 
 _SHARE_OF_FREE = 1 / 3  # others live on the machine, too, and more makes a pass hardly faster
 _STATES_PER_WEIGHT = 4  # weight, gradient and AdamW's two moments
@@ -73,6 +73,7 @@ class Prepared:
                     raise
         return self._shared[key] if key in self._shared else self.shared(example, fold=False)
 
+    @checked(batch_size=Whole(1))
     def costs(
         self, example: torch.Tensor, subsets: Sequence[frozenset[str]], batch_size: int, bf16: bool = False
     ) -> list[float]:

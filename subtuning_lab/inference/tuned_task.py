@@ -170,7 +170,8 @@ class TunedTask:
         put_parts(chain, {name: frozen.part(name) for name in chain.part_names if name not in self.blocks})
         return SiameseNetwork(chain, head, self.preparation, frozen, fork_of(chain, self.blocks)).eval()
 
-    def empty_head(self, device: str = "cpu") -> nn.Module:
+    @checked(device=Is((str, torch.device)))
+    def empty_head(self, device: str | torch.device = "cpu") -> nn.Module:
         """A readout like this task's, features to logits, whose weights are not set yet."""
         return empty_readout(self.backbone.num_features, len(self.classes), self.head_depth, self.siamese, device)
 

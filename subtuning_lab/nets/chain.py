@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from subtuning_lab.utils.containers import Blocks
 from subtuning_lab.utils.hashing import fingerprint_of
-from subtuning_lab.utils.validation import Is, OneOf, Real, Rule, Several, Text, Whole, checked, shown
+from subtuning_lab.utils.validation import Flag, Is, OneOf, Real, Rule, Several, Text, Whole, checked, shown
 
 BatchNormMode = Literal["batch", "frozen"]
 BN_MODES: tuple[str, ...] = ("batch", "frozen")
@@ -142,6 +142,7 @@ class Chain(nn.Module):
             x = part(x)
         return x
 
+    @checked(mode=Flag())
     def train(self, mode: bool = True) -> Chain:
         """Sets train mode where it is allowed: frozen parts stay in eval mode, so their statistics cannot drift."""
         super().train(mode)

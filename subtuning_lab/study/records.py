@@ -27,7 +27,7 @@ from subtuning_lab.study.schema import (
     with_checksum,
 )
 from subtuning_lab.utils.files import replacing
-from subtuning_lab.utils.validation import Flag, Is, checked
+from subtuning_lab.utils.validation import Flag, Is, Several, Text, checked
 
 Row = dict[str, Any]
 _WAITS_S = (0.2, 1.0)  # before a failed write is tried again
@@ -88,6 +88,7 @@ class Records:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    @checked(keys=Several(Text(), least=0))
     def get(self, keys: Sequence[str]) -> dict[str, Row]:
         """The rows that are there, by key."""
         self._write_kept()
