@@ -13,6 +13,22 @@ from tests.helpers import tiny_chain
 
 torch.set_num_threads(1)
 
+# Files whose tests train several studies, start kernels or export networks; single slow tests elsewhere say so themselves.
+SLOW = (
+    "baselines/test_compare", "baselines/test_head2toe", "cli/test_main", "data/test_corruption",
+    "end_to_end/test_faults", "experiments/", "inference/test_export", "inference/test_prune",
+    "nets/test_from_timm", "nets/test_registry", "notebook/test_study", "project/test_readme",
+    "project/test_surface", "project/test_wheel", "report/test_run", "search/test_racing", "theory/test_measure",
+)  # fmt: skip
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of slow files."""
+    for item in items:
+        if any(item.nodeid.startswith(f"tests/{name}") for name in SLOW):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture
 def chain() -> Chain:
