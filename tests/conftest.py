@@ -13,7 +13,7 @@ from tests.helpers import tiny_chain
 
 torch.set_num_threads(1)
 
-# Files whose tests train several studies, start kernels or export networks; single slow tests elsewhere say so themselves.
+# Files whose tests train several studies, start kernels or export networks; other slow tests say so themselves.
 SLOW = (
     "baselines/test_compare", "baselines/test_head2toe", "cli/test_main", "data/test_corruption",
     "end_to_end/test_faults", "experiments/", "inference/test_export", "inference/test_prune",
