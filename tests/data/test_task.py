@@ -250,7 +250,6 @@ def test_a_subset_of_another_size_is_refused(size):
         {"images": None},
         {"images": np.zeros((18, 3, 8, 8), dtype=object)},
     ],
-    ids=repr,
 )
 def test_names_and_labels_that_would_fail_later_are_refused_at_once(changes):
     with pytest.raises((TypeError, ValueError), match="classes|name|labels?|images"):

@@ -59,7 +59,9 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize(
-    ("function", "name"), [(own, name) for own in FUNCTIONS for name in own.rules], ids=lambda own: getattr(own, "__name__", own)
+    ("function", "name"),
+    [(own, name) for own in FUNCTIONS for name in own.rules],
+    ids=lambda own: getattr(own, "__name__", own),
 )
 def test_wrong_arguments_are_named(function, name):
     valid = {key: value for key, value in FUNCTIONS[function].items() if value is not None}
