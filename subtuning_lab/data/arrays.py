@@ -123,13 +123,3 @@ def check_validation(validation: torch.Tensor, n: int) -> None:
         raise ValueError(f"validation must be int64 with 1 to {n - 1} indices, got {tuple(validation.shape)}")
     if int(validation.min()) < 0 or int(validation.max()) >= n or len(validation.unique()) < len(validation):
         raise ValueError(f"validation must hold distinct indices in 0..{n - 1}")
-
-
-def check_number(name: str, value: int | None, low: int, high: int | None = None) -> None:
-    """Raise TypeError or ValueError unless `value` is None or an int in low .. high."""
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < low or (high is not None and value > high):
-        raise ValueError(f"{name} must be at least {low}{f' and at most {high}' if high else ''}, got {value}")

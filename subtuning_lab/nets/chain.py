@@ -100,8 +100,8 @@ class Chain(nn.Module):
         self.block_names = tuple(named)
         self.num_features, self.input_size, self.name = int(num_features), tuple(map(int, input_size)), name
         self.source_head = source_head
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)  # (3, 1, 1)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        for which, values in (("mean", mean), ("std", std)):
+            self.register_buffer(which, torch.tensor([*map(float, values)]).view(3, 1, 1), persistent=False)
         _check_parameters(self)
         set_trainable(self, [])
 

@@ -17,6 +17,8 @@ from numbers import Integral
 from numbers import Real as RealNumber
 from typing import Any, TypeVar
 
+import numpy as np
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -296,6 +298,8 @@ SEED = Whole(0, 2**63 - 1)
 def checked(**rules: Rule) -> Callable[[Function], Function]:
     """Checks arguments before a function starts; `function.rules` holds the rules for tests to read.
 
+    Numbers of numpy's are handed on as Python's, which libraries ask for.
+
     Args:
         rules: by parameter; those without one are the function's own to check.
     """
@@ -308,9 +312,11 @@ def checked(**rules: Rule) -> Callable[[Function], Function]:
 
         @functools.wraps(function)
         def checking(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind_partial(*args, **kwargs).arguments
-            check_all({name: given[name] for name in rules if name in given}, rules)
-            return function(*args, **kwargs)
+            bound = signature.bind_partial(*args, **kwargs)
+            given = {name: bound.arguments[name] for name in rules if name in bound.arguments}
+            check_all(given, rules)
+            bound.arguments |= {name: value.item() for name, value in given.items() if isinstance(value, np.generic)}
+            return function(*bound.args, **bound.kwargs)
 
         checking.rules = dict(rules)
         return checking

@@ -274,6 +274,13 @@ def test_numpys_numbers_count_as_numbers():
     assert first == same != other == same_other
 
 
+def test_normalization_may_be_whole_numbers_or_an_array():
+    parts = nn.Identity(), [nn.Identity()], nn.Identity(), 3
+    plain, other = Chain(*parts, mean=(0, 0, 0), std=(1, 1, 1)), Chain(*parts, mean=np.zeros(3), std=np.ones(3))
+    images = torch.rand(1, 3, 2, 2)
+    assert plain.fingerprint == other.fingerprint and torch.equal(plain.normalize(images), images)
+
+
 def test_normalization_and_names_are_part_of_the_fingerprint():
     plain = tiny_chain()
     own = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

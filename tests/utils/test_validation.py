@@ -120,6 +120,15 @@ def test_a_checked_function_refuses_before_it_starts():
         checked(m=Whole())(lambda n: n)
 
 
+def test_numbers_of_numpys_become_pythons():
+    @checked(n=Whole(1), share=Real(0))
+    def kinds(n, *rest, share=0.5, free=None):
+        return type(n), type(share), rest, type(free)
+
+    assert kinds(np.int64(2), 3, share=np.float32(0.5), free=np.int8(1)) == (int, float, (3,), np.int8)
+    assert kinds(n=np.uint8(2)) == (int, float, (), type(None))
+
+
 def test_fields_are_checked_by_name():
     check_all({"epochs": 1, "other": object()}, {"epochs": Whole(1)})
     with pytest.raises(ValueError, match="epochs is 0"):
