@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from subtuning_lab.inference.merge import MergedNetwork, shell
-from subtuning_lab.inference.preparation import NetworkInput
+from subtuning_lab.inference.preparation import NetworkInput, trained_size
 from subtuning_lab.nets.chain import Chain
 from subtuning_lab.nets.fuse import fold_batchnorm
 from subtuning_lab.utils.files import replacing
@@ -51,7 +51,7 @@ def optimize(
         mode: of `torch.compile`, which is applied where one is given. "reduce-overhead" replays CUDA graphs on a GPU;
             the outputs of one call are then overwritten by the next.
         images: (batch, 3, height, width) to check folded parts with, of the size that packed weights are laid out
-            for; by default two random ones of the network's size.
+            for; by default two random ones of the size that `prepare` gives, or of a Chain's `input_size`.
 
     Raises:
         TypeError: another kind of network.
@@ -97,7 +97,7 @@ def export_merged(
         path: "name.pt2" for `torch.export.load`, "name.onnx" for ONNX runtimes. The input is called `images`; outputs
             are a dict by task in the first case, and named like the tasks in the second.
         image_size: height and width of the images in pixels, one number if they are equal; by default those that
-            `net.prepare` gives. Another size is squashed inside where the tasks have an `image_size`.
+            `net.prepare` gives to files. Another size is squashed inside where the tasks have an `image_size`.
         batch_size: fixed, or None for any.
         dtype: of the images: a floating point type for [0, 1], or uint8.
 
@@ -192,8 +192,8 @@ def _part_paths(net: nn.Module) -> list[str]:
 
 def _random_images(net: nn.Module, batch_size: int, size: int | tuple[int, int] | None = None) -> torch.Tensor:
     """Images in [0, 1] of the size and on the device that the network was made for."""
-    inner = net if hasattr(net, "input_size") else next(m for m in net.modules() if isinstance(m, Chain))
-    size = size or getattr(net, "image_size", None) or inner.input_size[1:]
+    if size is None:
+        size = trained_size(net) or next(m for m in net.modules() if isinstance(m, Chain)).input_size[1:]
     height, width = size if isinstance(size, tuple | list) else (size, size)
     images = torch.rand(batch_size, 3, height, width, generator=torch.Generator().manual_seed(0))
     return images.to(next(m for m in net.modules() if isinstance(m, Chain | NetworkInput)).mean)

@@ -15,12 +15,14 @@ import pandas as pd
 import torch
 from torch import nn
 
+from subtuning_lab.inference.preparation import trained_size
 from subtuning_lab.utils.containers import Mapped
 from subtuning_lab.utils.validation import Is, OneOf, Rule, Sides, Whole, checked, shown
 
+_PAPERS_SIZE = 224  # pixels a side
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _MEASURED: dict[str, Rule] = {
-    "image_size": Sides(),
+    "image_size": Sides().or_none(),
     "batch_size": Whole(1),
     "runs": Whole(1),
     "warmup": Whole(0),
@@ -67,7 +69,7 @@ class Latency:
 @checked(net=Is(nn.Module), **_MEASURED)
 def measure_latency(
     net: nn.Module,
-    image_size: int | tuple[int, int] = 224,
+    image_size: int | tuple[int, int] | None = None,
     batch_size: int = 1,
     *,
     runs: int = 100,
@@ -80,7 +82,8 @@ def measure_latency(
 
     Args:
         net: takes images (batch, 3, height, width); its train or eval mode is left as it is.
-        image_size: height and width in pixels, one number if they are equal.
+        image_size: height and width in pixels, one number if they are equal; by default those that a tuned or merged
+            network's `prepare` gives, and 224 for other networks.
         batch_size: images of one pass.
         runs, warmup: passes that are timed, and before them passes that are not.
         device: by default the network's own; for another one a copy is measured.
@@ -100,7 +103,7 @@ def measure_latency(
 @checked(nets=Mapped(Is(nn.Module)), **_MEASURED)
 def compare_latency(
     nets: Mapping[str, nn.Module],
-    image_size: int | tuple[int, int] = 224,
+    image_size: int | tuple[int, int] | None = None,
     batch_size: int = 1,
     *,
     runs: int = 100,
@@ -113,7 +116,8 @@ def compare_latency(
 
     Args:
         nets: name -> network; ratios are to the first one.
-        image_size, batch_size, runs, warmup, device, threads, clock: as in `measure_latency`; runs of each network.
+        image_size, batch_size, runs, warmup, device, threads, clock: as in `measure_latency`; runs of each network,
+            and by default the size of the first one that has such a `prepare`.
 
     Returns:
         One row a network, by `name`: `median_ms`, `q25_ms`, `q75_ms`; `ratio` (median over the rounds of its time to
@@ -158,7 +162,7 @@ class OneAfterAnother(nn.Module):
 class _Plan:
     """How networks are timed; arguments of `measure_latency`."""
 
-    image_size: int | tuple[int, int]
+    image_size: int | tuple[int, int] | None
     batch_size: int
     runs: int
     warmup: int
@@ -169,7 +173,8 @@ class _Plan:
     def times(self, nets: Mapping[str, nn.Module]) -> dict[str, np.ndarray]:
         """Milliseconds of every run by network; run i of one is next to run i of the others."""
         self._check(nets)
-        size = self.image_size
+        known = (self.image_size, *map(trained_size, nets.values()), _PAPERS_SIZE)
+        size = next(size for size in known if size is not None)
         height, width = size if isinstance(size, tuple | list) else (size, size)
         images = torch.rand(self.batch_size, 3, height, width, generator=torch.Generator().manual_seed(0))
         ready = {name: self._on_device(net) for name, net in nets.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pandas as pd
 import torch
@@ -73,7 +74,12 @@ class MergedNetwork(nn.Module):
         return self.input.preparation
 
     def prepare(self, images: Images, size: Size | None = None) -> torch.Tensor:
-        """Any images as the network takes them, (n, 3, height, width); see `Preparation.prepared`."""
+        """Any images as the network takes them, (n, 3, height, width); see `Preparation.prepared`.
+
+        All tasks see the same ones. Tasks of one `image_size` whose images had several sizes before are given the
+        largest, which blurs otherwise than their own would: the smaller ones' answers then differ from those of
+        `TunedTask.predict`, and a warning says so.
+        """
         return self.preparation.prepared(images, size)[:]
 
     def train(self, mode: bool = True) -> MergedNetwork:
@@ -90,7 +96,7 @@ class MergedNetwork(nn.Module):
             for module in self._all:  # somebody may have called train() of a part
                 if module.training:
                     module.training = False
-        batch, tensors = images.shape[0], [self.input(images)]
+        tensors, batch = [self.input(images)], images.shape[0]
         for i, step in enumerate(self.schedule.steps):
             outputs = []
             if step.shared:
@@ -160,8 +166,10 @@ def _head(task: TunedTask, backbone: Chain) -> nn.Module:
 
 
 def _preparation(tasks: Mapping[str, TunedTask]) -> Preparation:
-    """What all tasks' images go through: of the largest ones, where a squash makes them equal."""
-    return max((task.preparation for task in tasks.values()), key=lambda steps: steps.crop_size or (0, 0))
+    """What all tasks' images go through: of the largest ones, where a squash makes them equal in size."""
+    steps = [task.preparation for task in tasks.values()]
+    chosen = max(steps, key=lambda each: each.crop_size or (0, 0))
+    return replace(chosen, other_sizes=tuple(sorted({each.size for each in steps} - {chosen.size})))
 
 
 def _check_tasks(backbone: Chain, tasks: Mapping[str, TunedTask], keep_original: bool) -> None:

@@ -15,9 +15,9 @@ from torch import nn
 
 from subtuning_lab.data.arrays import as_images, check_values, image_batch
 from subtuning_lab.data.augment import resize_to
-from subtuning_lab.data.images import StreamedImages, decode_images
+from subtuning_lab.data.images import StreamedImages, decode_images, item_size
 from subtuning_lab.utils.containers import Numbers
-from subtuning_lab.utils.validation import Rule, Sides, Whole, check_all, checked, shown
+from subtuning_lab.utils.validation import Rule, Several, Sides, Whole, check_all, checked, shown
 
 Images = torch.Tensor | np.ndarray | StreamedImages | str | Path | Sequence[str | Path]
 Size = tuple[int, int]  # height and width in pixels
@@ -36,6 +36,7 @@ class Preparation:
         image_size: side in pixels of what the network computes on; None squashes nothing.
         mean, std: the normalization, a number per channel, red first.
         file_size: what image files are brought to where `crop_size` is None.
+        other_sizes: of images of merged tasks that are scaled and cut to another size when they are alone.
     """
 
     rules: ClassVar[dict[str, Rule]] = {
@@ -44,6 +45,7 @@ class Preparation:
         "mean": Numbers(),
         "std": Numbers(),
         "file_size": Sides(pairs_only=True),
+        "other_sizes": Several(Sides(pairs_only=True), least=0),
     }
 
     crop_size: Size | None
@@ -51,6 +53,12 @@ class Preparation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     file_size: Size
+    other_sizes: tuple[Size, ...] = ()
+
+    @property
+    def size(self) -> Size:
+        """Height and width that files come in."""
+        return self.crop_size or self.file_size
 
     def __post_init__(self) -> None:
         check_all(vars(self), self.rules)
@@ -67,19 +75,55 @@ class Preparation:
         Returns:
             (n, 3, height, width): a tensor, uint8 where anything was cropped; files stay undecoded.
 
+        Warns:
+            Where nothing tells how training cut its images, of files that it may have cut otherwise; and where merged
+            tasks cut them to several sizes.
+
         Raises:
             TypeError, ValueError: images of another type, shape or range.
             FileNotFoundError: no such file.
         """
         crop = self.crop_size if size is None else tuple(size)
         if isinstance(images, StreamedImages):
+            self._warn_of_others(size)
             return images if crop in (None, images.size) else replace(images, size=crop)
         if paths := _paths(images):
+            self._warn_of_others(size)
+            if crop is None:
+                self._warn_of_guess(paths)
             return StreamedImages(paths, crop or self.file_size)
         batch = image_batch(_as_batch(images))
-        if crop is None or tuple(batch.shape[2:]) in (crop, (self.image_size,) * 2):
+        if tuple(batch.shape[2:]) == (self.image_size,) * 2:
+            return batch  # as any task alone has it
+        self._warn_of_others(size)
+        if crop is None or tuple(batch.shape[2:]) == crop:
             return batch
         return decode_images(as_images(batch).permute(0, 2, 3, 1).numpy(), crop)
+
+    def _warn_of_others(self, size: Size | None) -> None:
+        if size is None and self.other_sizes:
+            others = " and ".join(map(_across, self.other_sizes))
+            told = (
+                f"images are cut to {_across(self.size)} for all merged tasks; tasks that cut them to {others} when "
+                f"alone may answer otherwise than alone. Load the tasks' images with one image_size to merge them"
+            )
+            warnings.warn(told, stacklevel=4)
+
+    def _warn_of_guess(self, paths: Sequence[Path]) -> None:
+        """Of the first file that the unknown cut may have treated otherwise."""
+        for path in paths:
+            try:
+                height, width = item_size([path], 0)
+            except (FileNotFoundError, ValueError):
+                continue  # decoding will name it, with all others
+            high, wide = self.file_size
+            if height * wide != width * high or (self.image_size is None and height != high):
+                told = (
+                    f"nothing tells how training cut its images (crop_size is None): {path.name} of {height} x {width} "
+                    f"is cut to {_across(self.file_size)}. Give arrays cut as in training, or the task its crop_size"
+                )
+                warnings.warn(told, stacklevel=4)
+                return
 
     @checked(height=Whole(1), width=Whole(1))
     def fits(self, height: int, width: int) -> bool:
@@ -102,7 +146,7 @@ class NetworkInput(nn.Module):
     on other devices, which would have to be waited for, at the first batch's; compiled and exported it doesn't.
 
     Raises:
-        TypeError: images that are neither uint8 nor floating point.
+        TypeError: no tensor, or one that is neither uint8 nor floating point.
         ValueError: another shape, NaN, or values outside [0, 1].
     """
 
@@ -117,6 +161,8 @@ class NetworkInput(nn.Module):
         self._is_looked_at, self._warned = False, False
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if not isinstance(images, torch.Tensor):
+            raise TypeError(f"images is {shown(images)}; it must be a tensor (batch, 3, height, width); see prepare")
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (batch, 3, height, width), got {tuple(images.shape)}; see prepare")
         if images.dtype != torch.uint8 and not images.is_floating_point():
@@ -134,9 +180,19 @@ class NetworkInput(nn.Module):
         height, width = images.shape[2:]
         if not self._warned and not self.preparation.fits(height, width):
             self._warned = True
-            own = " x ".join(map(str, self.preparation.crop_size))
-            told = f"images are {height} x {width}, those of training were {own}; prepare() brings others to that"
+            trained = _across(self.preparation.crop_size)
+            told = f"images are {height} x {width}, those of training were {trained}; prepare() brings others to that"
             warnings.warn(told, stacklevel=2)
+
+
+def trained_size(net: nn.Module) -> Size | None:
+    """Height and width of what `prepare` gives to a task's network, or a merged one; None for other networks."""
+    inputs = (module for module in net.modules() if isinstance(module, NetworkInput))
+    return next((module.preparation.size for module in inputs), None)
+
+
+def _across(size: Size) -> str:
+    return " x ".join(map(str, size))
 
 
 def _paths(images: object) -> list[Path]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -112,9 +113,16 @@ class TunedTask:
 
     def __post_init__(self) -> None:
         check_all(vars(self), self.rules)
-        for name, kind in (("blocks", frozenset), ("pruned", frozenset), ("classes", tuple), ("crop_size", tuple)):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else kind(value))
+        plain = {
+            "blocks": frozenset(self.blocks),
+            "pruned": frozenset(self.pruned),
+            "classes": tuple(self.classes),
+            "scores": {name: _plain(value) for name, value in self.scores.items()},
+            "crop_size": None if self.crop_size is None else tuple(map(_plain, self.crop_size)),
+            **{name: _plain(getattr(self, name)) for name in ("image_size", "head_depth")},
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         _check_complete(self)
         _check_pruned(self)
         _check_finite(self)
@@ -274,6 +282,13 @@ def load_tuned(path: str | Path, backbone: Chain) -> TunedTask:
 
 
 _IN_HEADER = ("image_size", "provenance", "siamese", "scores", "head_depth", "pruned", "crop_size")
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's as Python's, which files can hold; None as it is."""
+    if value is None:
+        return None
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def show_score(value: float) -> str:

@@ -2,9 +2,11 @@
 
 import json
 import sys
+import warnings
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from subtuning_lab.inference.export import ABOUT, PackedConv2d, export_merged, optimize
@@ -20,7 +22,7 @@ from tests.inference.test_merge import (
     tuned,
 )
 
-LISTS = ("crop_size", "mean", "std", "file_size")  # JSON has no tuples
+LISTS = ("crop_size", "mean", "std", "file_size", "other_sizes")  # JSON has no tuples
 
 
 def some_tasks(chain, **options) -> dict[str, TunedTask]:
@@ -168,6 +170,33 @@ def test_torch_export_of_bytes_and_a_fixed_batch(tmp_path):
         assert agree(program(images), net, images)
     with pytest.raises(AssertionError, match="image"):
         program(images[:2])
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"crop_size": (8, 24), "image_size": 8}, (8, 24)),
+        ({"crop_size": (10, 14)}, (10, 14)),
+        ({"provenance": {"pixels": [6, 10]}}, (6, 10)),
+        ({"image_size": 12}, (12, 12)),
+        ({}, (8, 8)),
+    ],
+)
+def test_files_go_through_what_was_exported(options, size, tmp_path):
+    chain = tiny_chain()
+    net = merge_tasks(chain, {"one": tuned(chain, ["block2"], **options)})
+    Image.new("RGB", (30, 20), (10, 200, 90)).save(tmp_path / "i.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some don't tell how their images were cut
+        images = net.prepare([tmp_path / "i.png"] * 2)
+    extra = {ABOUT: ""}
+    program = torch.export.load(export_merged(net, tmp_path / "net.pt2", dtype=torch.uint8), extra_files=extra)
+    with torch.no_grad():
+        assert agree(program.module()(images), net, images) and images.shape[2:] == size
+    about = json.loads(extra[ABOUT])
+    assert tuple(about["input"]["size"]) == tuple(about["preparation"]["crop_size"] or size) == size
+    if torch.backends.mkldnn.is_available():
+        assert agree(optimize(net, pack=True)(images), net, images)
 
 
 def test_onnx(merged, tmp_path):

@@ -7,7 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from subtuning_lab.inference.export import optimize
 from subtuning_lab.inference.latency import Latency, OneAfterAnother, compare_latency, measure_latency
+from subtuning_lab.inference.merge import merge_tasks
+from tests.helpers import tiny_chain
+from tests.inference.test_merge import tuned
 
 
 class Sleeper(nn.Module):
@@ -32,6 +36,21 @@ def test_what_is_run():
         assert images.shape == (4, 3, 9, 9) and inference and images.min() >= 0 and images.max() <= 1
     assert (latency.batch_size, latency.device, latency.precision) == (4, "cpu", "float32")
     assert measure_latency(net, (8, 12), runs=1, warmup=0).n == 1 and net.calls[-1][1].shape == (1, 3, 8, 12)
+
+
+def test_images_are_of_the_size_that_prepare_gives():
+    task = tuned(tiny_chain(), ["block1"], crop_size=(8, 24), image_size=8)
+    for net in (task.network(), merge_tasks(task.backbone, {"a": task}), optimize(task.network())):
+        seen = []
+        net.register_forward_pre_hook(lambda _, arguments, seen=seen: seen.append(tuple(arguments[0].shape)))
+        other = Sleeper()
+        measure_latency(net, batch_size=2, runs=1, warmup=0)
+        compare_latency({"other": other, "net": net}, runs=1, warmup=0)
+        assert seen == [(2, 3, 8, 24), (1, 3, 8, 24)] and other.calls[0][1].shape == (1, 3, 8, 24)
+        compare_latency({"other": other, "net": net}, 12, runs=1, warmup=0)
+        assert seen[2] == (1, 3, 12, 12)
+    measure_latency(other, runs=1, warmup=0)
+    assert other.calls[-1][1].shape == (1, 3, 224, 224)  # the paper's
 
 
 def test_precision_and_mode_are_the_networks_own():

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.data.load import load_task
 from subtuning_lab.data.task import Split
 from subtuning_lab.engine.recipe import Recipe
+from subtuning_lab.inference.export import optimize
 from subtuning_lab.inference.merge import merge_tasks
 from subtuning_lab.inference.tuned_task import TunedTask, load_tuned
 from subtuning_lab.nets.registry import load_backbone
@@ -162,9 +164,57 @@ def test_merged_tasks_must_be_prepared_alike():
     wide, square, small = (
         tuned(chain, ["block1"], image_size=12, crop_size=size) for size in ((8, 16), (16, 16), (8, 8))
     )
-    assert merge_tasks(chain, {"small": small, "square": square}).preparation.crop_size == (16, 16)
+    merged = merge_tasks(chain, {"small": small, "square": square})
+    assert merged.preparation.crop_size == (16, 16) and merged.preparation.other_sizes == ((8, 8),)
     with pytest.raises(ValueError, match='"wide" has images of height / width 0.5, task "small" has .* 1.0; merged'):
         merge_tasks(chain, {"wide": wide, "small": small})
+
+
+def test_merged_tasks_of_images_of_several_sizes_tell_whose_answers_differ(tmp_path):
+    chain = tiny_chain()
+    small, large = (tuned(chain, ["block1"], image_size=12, crop_size=size) for size in ((8, 8), (16, 16)))
+    merged = merge_tasks(chain, {"small": small, "large": large}, keep_original=False)
+    wide = torch.randint(0, 256, (2, 3, 16, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    file = tmp_path / "wide.png"
+    Image.fromarray(wide[0].movedim(0, 2).numpy()).save(file)
+    for images in (wide, file, StreamedImages([file], (20, 20))):
+        with pytest.warns(UserWarning, match="are cut to 16 x 16 for all merged tasks; tasks that cut them to 8 x 8"):
+            shares = {name: logits.softmax(-1) for name, logits in merged(merged.prepare(images)).items()}
+        assert torch.allclose(shares["large"], large.predict(images), atol=1e-6)
+        assert not torch.allclose(shares["small"], small.predict(images), atol=1e-2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        merged.prepare(file, (8, 8))  # one's own choice
+        outputs = merged(merged.prepare(wide[:, :, :12, :12]))  # what no task would cut
+        for name, task in {"small": small, "large": large}.items():
+            assert torch.allclose(outputs[name].softmax(-1), task.predict(wide[:, :, :12, :12]), atol=1e-6)
+        alike = merge_tasks(chain, {"a": small, "b": tuned(chain, ["block2"], image_size=12, crop_size=(8, 8))})
+        assert torch.equal(alike.prepare(file), small.prepare(file))
+
+
+@pytest.mark.parametrize("image_size", [12, None])
+def test_files_are_not_cut_in_silence_where_nothing_tells_how_training_cut(image_size, tmp_path):
+    task, files = tuned(tiny_chain(), ["block1"], image_size=image_size), {}
+    side = 12 if image_size else 8
+    for width in (side, 2 * side, 3 * side):
+        files[width] = tmp_path / f"{width}.png"
+        Image.new("RGB", (width, side)).save(files[width])
+    with pytest.warns(UserWarning, match=rf"crop_size is None.*: {2 * side}.png of {side} x {2 * side} is cut to"):
+        task.predict(list(files.values()))
+    wide = torch.zeros(1, 3, side, 2 * side, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        task.predict(files[side])
+        assert torch.equal(task.prepare(wide), wide)  # arrays stay as they are
+        replace(task, crop_size=(side, 2 * side)).predict(list(files.values()))
+
+
+@pytest.mark.parametrize("images", [BYTES.numpy(), StreamedImages(BYTES.movedim(1, 3).numpy(), (8, 8)), [1, 2], None])
+def test_networks_take_nothing_but_tensors(images):
+    task = tuned(tiny_chain(), ["block1"], crop_size=(8, 8))
+    for net in (task.network(), merge_tasks(task.backbone, {"a": task}), optimize(task.network())):
+        with pytest.raises(TypeError, match=r"images is .*; it must be a tensor \(batch, 3, height, width\); see"):
+            net(images)
 
 
 def test_tasks_without_a_record_keep_their_old_meaning(tmp_path):

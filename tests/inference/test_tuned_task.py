@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -266,6 +267,16 @@ def test_a_task_tells_what_it_is(tuned):
     assert str(tuned) == "tiny on tiny: block1, block3 tuned, readout of 3 classes; no scores"
     scored = dataclasses.replace(siamese(tiny_chain(), []), scores={"test accuracy": 0.91234, "n": 500})
     assert str(scored).endswith("no block tuned, Siamese readout of 3 classes; test accuracy 0.912, n 500")
+
+
+def test_numbers_of_numpy_are_saved_as_plain_ones(tuned, tmp_path):
+    scores = {"n": np.int64(12), "share": np.float32(0.25), "of": np.float64(1 / 3), "one": 1}
+    sizes = {"image_size": np.int64(8), "crop_size": [np.int64(9), np.int64(7)], "head_depth": np.int32(1)}
+    task = dataclasses.replace(tuned, scores=scores, **sizes)
+    loaded = load_tuned(task.save(tmp_path / "t.safetensors"), tiny_chain())
+    assert loaded.scores == {"n": 12, "share": 0.25, "of": 1 / 3, "one": 1} == task.scores
+    assert [type(value) for value in loaded.scores.values()] == [int, float, float, int]
+    assert (loaded.image_size, loaded.crop_size, loaded.head_depth) == (8, (9, 7), 1)
 
 
 def test_scores_and_normalization_are_in_the_file(tuned, tmp_path):
