@@ -26,12 +26,13 @@ from subtuning_lab.utils.text import printable
 from subtuning_lab.utils.validation import shown
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# Folders that systems keep beside one's own, in lower case; hidden ones begin with a dot, many others with @ # $ ~.
+# Folders that systems keep beside one's own, in lower case; hidden ones begin with a dot.
 _SYSTEM = re.compile(
-    r"[.@#$~].*|__macosx|_gsdata_|lost\+found|found\.\d+|system volume information|temporary items"
-    r"|network trash folder|__pycache__|thumbs\.db|desktop\.ini"
+    r"[.].*|__macosx|_gsdata_|lost\+found|found\.\d+|system volume information|temporary items|network trash folder"
+    r"|@eadir|@__thumb|@tmp|@recycle|@recently-snapshot|#recycle|#snapshot|\$recycle\.bin|__pycache__|thumbs\.db"
+    r"|desktop\.ini"
 )
-_THUMBNAILS = re.compile(r"_*thumb(nail)?s?_*")  # inside a class; a class itself may be called "thumbs"
+_INSIDE = re.compile(r"[@#$~].*|_*thumb(nail)?s?_*")  # further ones in a class; a class may be called "#" or "thumbs"
 _PARTS = {"train": "train|training|trainval", "test": "test|testing|eval|evaluation", "val": "val|valid|validation|dev"}
 _LARGEST_LIST = 2**26  # bytes of a list of images
 
@@ -64,12 +65,18 @@ def folder(root: Path) -> Listing:
 
 def part_of(name: str) -> str | None:
     """The part of a data set that a folder's name says: "train", "test", "val", or None."""
-    words = re.findall("[a-z]+", name.lower())
-    for word in ("".join(words), *words[-1:], *words[:1]):  # "training_set", "seg_train", "train_images"
-        word = re.sub(r"(set|data|images|split)*$", "", word)
-        if part := next((part for part, names in _PARTS.items() if re.fullmatch(names, word)), None):
-            return part
-    return None
+    return _part_word(re.sub(r"[^a-z]", "", name.lower()))
+
+
+def _part_within(name: str) -> str | None:
+    """The part that the last or first of several words says, as in "seg_train" and "train-images-2"."""
+    words = re.findall("[a-z]+", name.lower()) or [""]
+    return _part_word(words[-1]) or _part_word(words[0])
+
+
+def _part_word(word: str) -> str | None:
+    word = re.sub(r"(set|data|images|split)*$", "", word)
+    return next((part for part, names in _PARTS.items() if re.fullmatch(names, word)), None)
 
 
 def _parts(root: Path) -> dict[str, Path]:
@@ -85,13 +92,17 @@ def _parts(root: Path) -> dict[str, Path]:
                 raise ValueError(f"{_shown(root)} has two {part} parts: {parts[part].name!r} and {entry.name!r}")
             parts[part] = entry
     others = [entry.name for entry in folders if part_of(entry.name) is None and any(_pictures(entry))]
+    if not parts and (parts := _parts_by_words(folders)):
+        named = {part: entry.name for part, entry in parts.items()}
+        warnings.warn(f"{_shown(root)}: {named} are taken for the parts of the data set, not for classes", stacklevel=6)
+        return parts
     if "train" not in parts:
         if parts and not others:
             raise ValueError(f"{_shown(root)} has {[entry.name for entry in parts.values()]}, but no training part")
         _check_classes(root, folders)
         return {}
     if others and len(parts) == 1:
-        if any(file.parent == parts["train"] for file in _pictures(parts["train"])):
+        if _holds_pictures(parts["train"]):
             return {}
         raise ValueError(
             f"{_shown(parts['train'])} may be the training part or a class beside {others[0]!r}: name the folder that "
@@ -102,11 +113,23 @@ def _parts(root: Path) -> dict[str, Path]:
     return parts
 
 
+def _parts_by_words(folders: list[Path]) -> dict[str, Path]:
+    """Parts that a word of each folder's name says; none unless that holds of all, and none has images itself."""
+    parts = {_part_within(entry.name): entry for entry in folders}
+    whole = len(parts) == len(folders) > 1 and "train" in parts and None not in parts
+    return parts if whole and not any(_holds_pictures(entry) for entry in folders) else {}
+
+
+def _holds_pictures(folder: Path) -> bool:
+    """Whether there are images in a folder itself."""
+    return any(entry.suffix.lower() in image_suffixes() for entry in folder.iterdir() if _counts(entry.name))
+
+
 def _check_classes(root: Path, folders: list[Path]) -> None:
     """Raises ValueError for classes that hold parts; warns where classes may be parts under names of their own."""
     inside = [{entry.name for entry in _folders(entry)} for entry in folders]
     common = sorted(set.intersection(*inside)) if inside else []
-    if len(folders) < 2 or len(common) < 2 or any(file.parent in folders for file in _pictures(root)):
+    if len(folders) < 2 or len(common) < 2 or any(map(_holds_pictures, folders)):
         return
     names = [entry.name for entry in folders]
     if any(map(part_of, common)):
@@ -179,11 +202,25 @@ def _list_classes(root: Path, classes: Sequence[str]) -> Part:
             )
         files += images
         labels += [label] * len(images)
+        _warn_of_copies(root / name, images)
     left_out.update({"beside the classes": sum(_counts(entry.name) and entry.is_file() for entry in root.iterdir())})
     ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
     if named := ", ".join(f"{count} {printable(suffix)}" for suffix, count in ordered if count):
         warnings.warn(f"{_shown(root)}: files that are no images here are left out: {named}", stacklevel=6)
     return Part(files, np.array(labels, dtype=np.int64))
+
+
+def _warn_of_copies(folder: Path, images: list[Path]) -> None:
+    """Warns of images below others of their name, such as previews: a copy of a test image may be trained on."""
+    known = set(images)
+    below = [file for file in images if file.parent != folder]
+    copies = [file for file in below if any(above / file.name in known for above in file.parents[1:])]
+    if copies:
+        warnings.warn(
+            f"{_shown(folder)}: {len(copies)} images have the name of one in a folder above, e.g. {_shown(copies[0])}; "
+            "if they are copies, test images will be training images, too",
+            stacklevel=7,
+        )
 
 
 def _walk(root: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
@@ -193,7 +230,7 @@ def _walk(root: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     while waiting:
         with os.scandir(waiting.pop()) as entries:
             for entry in entries:
-                if not _counts(entry.name) or (entry.is_dir() and _THUMBNAILS.fullmatch(entry.name.lower())):
+                if not _counts(entry.name) or (entry.is_dir() and _INSIDE.fullmatch(entry.name.lower())):
                     continue
                 if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path)):
                     if (place := _identity(entry.path)) not in seen:

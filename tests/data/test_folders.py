@@ -70,8 +70,6 @@ def test_thumbnails_inside_a_class_are_not_read_but_a_class_may_show_thumbs(tmp_
 
 
 SPLITS = {
-    **{f"{stem} word": (f"train{stem}", f"test{stem}") for stem in ("_photos", "-2", " of cats")},
-    "word before": ("seg_train", "seg_test"),
     **{f"{train} / {test}": (train, test) for train, test in (("Train", "Test"), ("TRAIN", "VAL"), ("train", "dev"))},
     **{f"train / {test}": ("train", test) for test in ("valid", "validation", "Validation", "val", "eval", "testing")},
     **{f"{stem} set": (f"training{stem}", f"test{stem}") for stem in ("_set", "Set", "-set", "_data", " images")},
@@ -87,6 +85,33 @@ def test_parts_may_have_other_names(tmp_path, train, test):
     (tmp_path / "annotations").mkdir()
     task = load(f"folder:{tmp_path}")
     assert (task.classes, len(task.train), len(task.test)) == (("a", "b"), 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("seg_train", "seg_test"), ("train_photos", "test_photos"), ("train of cats", "cats val")]
+)
+def test_parts_may_be_told_by_a_word_of_their_names_with_a_note(tmp_path, train, test):
+    write_folder(tmp_path / train, {"a": 3, "b": 2})
+    write_folder(tmp_path / test, {"a": 1, "b": 2}, seed=50)
+    with pytest.warns(UserWarning, match="are taken for the parts of the data set, not for classes"):
+        task = load(f"folder:{tmp_path}")
+    assert (task.classes, len(task.train), len(task.test)) == (("a", "b"), 5, 3)
+
+
+@pytest.mark.parametrize(
+    "classes", [("steam_train", "test_tube", "bus"), ("negative_test", "positive_test"), ("#", "$", "@", "@home", "~")]
+)
+def test_classes_may_have_any_names(tmp_path, classes):
+    write_folder(tmp_path, dict.fromkeys(classes, 3))
+    assert set(load(f"folder:{tmp_path}").classes) == set(classes)
+
+
+@pytest.mark.parametrize("name", ["cache", "previews", "deep/augmented"])
+def test_images_below_others_of_their_name_are_told(tmp_path, name):
+    write_folder(tmp_path, {"a": 4, "b": 4})
+    write_folder(tmp_path / "a", {name: 4}, seed=70)  # other bytes, as resized copies have
+    with pytest.warns(UserWarning, match="a: 4 images have the name of one in a folder above, e.g. .*000.png"):
+        load(f"folder:{tmp_path}")
 
 
 def test_a_class_may_be_called_train(tmp_path):
