@@ -1,8 +1,8 @@
 """What every command shares: the group with its one-line errors, and tables on the screen and in files."""
 
 import json
-import os
 import sqlite3
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,13 +45,18 @@ def file_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def check_writable(path: Path) -> Path:
-    """Raises OSError now, rather than after the work, where a file or folder can't be made."""
+def check_writable(path: Path, folder: bool = False) -> Path:
+    """Raises OSError now, rather than after the work, where a file (or a folder of files) can't be made."""
+    if not folder and path.is_dir():
+        raise IsADirectoryError(f"{path} can't be written: it is a folder")
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if there != path and not there.is_dir():
+    there = there.parent if there == path and not folder else there
+    if not there.is_dir():
         raise NotADirectoryError(f"{path} can't be written: {there} is no folder")
-    if not os.access(there, os.W_OK):
-        raise PermissionError(f"{path} can't be written: {there} is read-only")
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise PermissionError(f"{path} can't be written: nothing can be made in {there}") from error
     return path
 
 

@@ -86,7 +86,7 @@ def on_a_study(command: Callable[..., None]) -> Callable[..., None]:
     def run(**options: Any) -> None:
         for name in ("out", "save"):
             if options.get(name) is not None:
-                check_writable(options[name])
+                check_writable(options[name], folder=name == "out")
         if options.get("save") is not None and options["save"].suffix != ".safetensors":
             raise ValueError(f"--save is {options['save']}; a tuned task is a .safetensors file")
         study = study_of(**{name: options.pop(name) for name in shared})

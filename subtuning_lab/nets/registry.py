@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError
@@ -101,15 +102,23 @@ def backbone_names() -> dict[str, str]:
     }
 
 
-def _check_options(options: Mapping[str, object]) -> None:
-    """Raises for options that would do something else than they say; warns of those that trainings here override."""
+_WORDS = {"none": None} | dict.fromkeys(("true", "yes", "on", "y", "t"), True)
+_WORDS |= dict.fromkeys(("false", "no", "off", "n", "f"), False)
+
+
+def _check_options(options: dict[str, object]) -> None:
+    """Raises for options that would do something else than they say; warns of those that trainings here override.
+
+    Numbers of numpy's become Python's, in place.
+    """
     for taken in {"pretrained", "checkpoint_path", "features_only"} & set(options):
         raise TypeError(f"{taken} is no option here: weights= says what is loaded, and a chain gives the last features")
     if options.get("in_chans", 3) != 3:
         raise ValueError(f"in_chans is {options['in_chans']!r}; it must be 3: images are RGB here, grey ones as well")
     for name, value in options.items():
-        if isinstance(value, str) and value.lower() in ("true", "false", "none"):
-            raise TypeError(f'{name} is the text "{value}", which counts as True; give {value.capitalize()} itself')
+        if isinstance(value, str) and value.lower() in _WORDS:
+            raise TypeError(f'{name} is the text "{value}", which counts as True; give {_WORDS[value.lower()]} itself')
+        options[name] = value.item() if isinstance(value, np.generic) else value
         if "drop" not in name or not name.endswith("rate"):
             continue
         Real(0, 1, none=True).check(name, value)

@@ -244,13 +244,17 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
     [
         (["--save", "mytask"], "a tuned task is a .safetensors file"),
         (["--save", "file/x.safetensors"], "file is no folder"),
+        (["--save", "folder.safetensors"], "it is a folder"),
+        (["--save", "/proc/x.safetensors"], "nothing can be made in /proc"),
         (["--out", "file/out"], "file is no folder"),
+        (["--out", "file"], "file is no folder"),
         (["--records", "file/lab.sqlite"], "file"),
     ],
 )
 def test_what_cannot_be_written_is_told_before_the_work(monkeypatch, tmp_path, options, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder.safetensors").mkdir()
     monkeypatch.setattr(lab, "greedy_subtuning", lambda *args, **more: pytest.fail("worked before it looked"))
     told = call("greedy", *QUICK_GREEDY, *options)
     assert told.exit_code == 2 and told.stderr.startswith("error: ") and message in told.stderr, told.output

@@ -1,5 +1,8 @@
 """The short version of the faults; `python -m tests.end_to_end.faults` tries them as often as one likes."""
 
+import os
+import tempfile
+
 import pytest
 
 from tests.end_to_end.faults import FAULTS, Scene
@@ -10,8 +13,9 @@ QUICK = ("kills", "flips", "damages", "divergence", "readonly")
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory) -> Scene:
     folder = tmp_path_factory.mktemp("faults")
-    for parent in (folder, folder.parent, folder.parent.parent):
-        parent.chmod(0o755)  # another user reads it, too
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_uid == os.getuid() and parent.is_relative_to(tempfile.gettempdir()):
+            parent.chmod(parent.stat().st_mode | 0o055)  # another user reads it, too
     return Scene(folder)
 
 

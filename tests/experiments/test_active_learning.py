@@ -281,7 +281,8 @@ def test_wrong_queries_are_told(tuned, change, message):
 
 
 def test_a_network_without_numbers_asks_for_nothing(tuned):
-    weights = tuned.weights | {"head": {key: tensor * torch.nan for key, tensor in tuned.weights["head"].items()}}
+    head = {key: torch.full_like(tensor, 3e38) for key, tensor in tuned.weights["head"].items()}
+    weights = tuned.weights | {"head": head}
     broken = TunedTask(tuned.backbone, tuned.blocks, weights, tuned.classes)
     with pytest.raises(ValueError, match="logits that are not finite"):
         query_images(broken, TASK.train.images, 2)

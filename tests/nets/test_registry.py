@@ -161,6 +161,8 @@ def test_dynamic_images_take_any_size():
         ("lab-vit", {"num_classes": -1}, ValueError, "lab-vit can't be made with .*num_classes is -1"),
         ("cifar_resnet8", {"stem_stride": 0}, ValueError, "cifar_resnet8 can't be made with .*stem_stride is 0"),
         ("vit_tiny_patch16_224", {"class_token": "False"}, TypeError, 'class_token is the text "False".*give False'),
+        ("vit_tiny_patch16_224", {"class_token": "off"}, TypeError, 'class_token is the text "off".*give False'),
+        ("vit_tiny_patch16_224", {"qkv_bias": "yes"}, TypeError, 'qkv_bias is the text "yes".*give True'),
         ("vit_tiny_patch16_224", {"fc_norm": "none"}, TypeError, 'fc_norm is the text "none".*give None'),
         ("vit_tiny_patch16_224", {"num_heads": 5}, ValueError, "vit_tiny_patch16_224 can't be made with .*5"),
         ("vit_tiny_patch16_224", {"depth": 0}, ValueError, "blocks is empty"),
