@@ -45,8 +45,8 @@ class Fit:
         validation_loss: mean cross-entropy on the validation images; None without them.
         epochs: epochs trained.
         seconds: wall-clock time; candidates of one pass share its time equally.
-        diverged: whether a loss, a logit or a trained weight was not finite. Such a fit is worth nothing: with
-            validation images its accuracies are 0 and its loss is infinite, and nobody should save its weights.
+        diverged: whether a loss, a logit, a weight or a running statistic was not finite. Such a fit is worth nothing:
+            with validation images its accuracies are 0 and its loss is infinite, and nobody should save its weights.
         balanced_accuracy: mean over the classes of the validation images of each class's accuracy; None without them.
     """
 
@@ -150,6 +150,7 @@ def fit_together(
     with memory_for(f"{len(subsets)} subsets of {prepared.backbone.name}"):
         example = training.example()
         prepared.check(example)
+        prepared.check_adapters(example, subsets, recipes)
         passes = partial(_fit_passes, prepared=prepared, example=example, fold=fold, memory_limit=memory_limit)
         run = _fit_each if engine == "sequential" else passes
         for done in run(training, _started(training, list(map(Candidate, subsets, recipes)), run)):
@@ -327,12 +328,13 @@ class History:
     def fit(self, blocks: frozenset[str], seconds: float) -> Fit:
         """The finished candidate."""
         losses = torch.stack(self.losses).cpu().double()  # Apple's GPU has no float64
-        diverged = not all(tensor.isfinite().all() for tensor in [losses, *self.trained])
+        weights = self.best or self.snapshot()
+        kept = [tensor for tensors in weights.values() for tensor in tensors.values()]
+        diverged = not all(tensor.isfinite().all() for tensor in [losses, *self.trained, *kept])
         score = self.score
         if score is not None and (diverged or not math.isfinite(score.loss)):
             score, diverged = Score(math.inf, 0.0, 0.0), True
         accuracy, loss, balanced = (score.accuracy, score.loss, score.balanced_accuracy) if score else [None] * 3
-        weights = self.best or self.snapshot()
         return Fit(blocks, weights, losses, accuracy, loss, self.epochs, seconds, diverged, balanced)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import gc
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.engine.shared_forward import SharedForward
+from subtuning_lab.engine.trainable import check_merging
 from subtuning_lab.nets.chain import Chain, check_still, fork_of, without_dropout
 from subtuning_lab.nets.inputs import fast_layout
 from subtuning_lab.utils.memory import free_main_memory
@@ -48,6 +50,7 @@ class Prepared:
         with memory_for(f"a copy of {backbone.name}"):
             self.backbone = without_dropout(backbone)
         self._is_still = False
+        self._merging: set[tuple[str, Recipe]] = set()  # parts with adapters that are known to merge
         self._shared: dict[tuple[torch.Size, bool], SharedForward] = {}
         self._kept: dict[tuple[torch.Size, bool], list[int]] = {}
 
@@ -57,6 +60,19 @@ class Prepared:
             with memory_for(f"a trial of {self.backbone.name}"):
                 check_still(self.backbone, example if len(example) > 1 else example.repeat(2, 1, 1, 1))
             self._is_still = True
+
+    def check_adapters(
+        self, example: torch.Tensor, subsets: Sequence[Collection[str]], recipes: Sequence[Recipe]
+    ) -> None:
+        """Raises ValueError, the first time, for tuned parts in which a recipe's adapter can't be merged."""
+        pairs = zip(subsets, recipes, strict=True)
+        new = {(name, r) for subset, r in pairs if r.adapter for name in subset} - self._merging
+        for recipe in dict.fromkeys(recipes):
+            blocks = {name for name, other in new if other == recipe}
+            if blocks:
+                with memory_for(f"a trial of {recipe.adapter} on {self.backbone.name}"):
+                    check_merging(self.backbone, blocks, recipe, example)
+        self._merging |= new
 
     def shared(self, example: torch.Tensor, fold: bool) -> SharedForward:
         """The frozen network for images (batch, 3, height, width) like these, its BatchNorm folded or not.

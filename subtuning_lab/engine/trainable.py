@@ -105,6 +105,45 @@ def check_adapters(parts: Mapping[str, nn.Module], recipe: Recipe) -> None:
         raise ValueError(f"adapter {recipe.adapter} gets no gradient in {names}; it would train nothing there")
 
 
+@torch.no_grad()
+def check_merging(backbone: Chain, blocks: Iterable[str], recipe: Recipe, example: torch.Tensor) -> None:
+    """Raises ValueError for blocks in which what an adapter trains is not what would be saved of it.
+
+    So it is where a layer's weight is tied to another, read beside the layer's call, or given by a parametrization.
+    Found by running each block with adapters far from their start, in both of autograd's modes, and its own copy
+    with the merged weights.
+
+    Args:
+        backbone: the pretrained chain, in eval mode throughout.
+        blocks: names of the tuned parts.
+        recipe: with an adapter.
+        example: normalized images (batch, 3, height, width).
+    """
+    uses, apart = _uses_of(backbone), []
+    for position, (name, part) in enumerate(zip(backbone.part_names, backbone.parts, strict=True)):
+        if name in blocks:
+            tuned = tune(part, recipe, 0, position, uses.get(name)).eval()
+            _move_away(tuned, recipe)
+            weights, served = plain_part(tuned).state_dict(), copy.deepcopy(part).eval()
+            outputs = [tuned(example.clone())]
+            with torch.enable_grad():
+                outputs.append(tuned(example.clone()).detach())
+            same = weights.keys() == served.state_dict().keys()
+            if same:
+                served.load_state_dict(weights)
+                output = served(example.clone())
+                same = all((one - output).abs().amax() <= 1e-2 * output.abs().amax() for one in outputs)
+            if not same:
+                apart.append(name)
+        example = copy.deepcopy(part).eval()(example.clone())
+    if apart:
+        raise ValueError(
+            f"adapter {recipe.adapter} can't be used on {', '.join(apart)} of {backbone.name}: what it trains there is "
+            "not what its merged weights compute, e.g. because layers share a weight, a weight is read beside its "
+            "layer's call, or has a parametrization such as weight_norm; tune other blocks, or give adapter=None"
+        )
+
+
 def plain_part(part: nn.Module) -> nn.Module:
     """A tuned part as its backbone has it: adapters are merged into the parameters that they stand beside."""
     return _unloaded(copy.deepcopy(part)) if isinstance(part, _Adapted) else part
@@ -166,13 +205,20 @@ def _targets(part: nn.Module, recipe: Recipe, uses: Uses) -> tuple[list[str], li
     kinds = nn.LayerNorm if recipe.adapter == "ln_tuning" else (nn.Linear, nn.Conv2d)
     # Grouped convolutions have no low-rank addition of their own.
     layers = {n: m for n, m in part.named_modules() if isinstance(m, kinds) and getattr(m, "groups", 1) == 1}
-    read = [(n, "weight") for n in layers if n in uses.read]
+    passed = {  # torch's own layer reads these two past their calls where nothing wants gradients
+        f"{n}.{linear}".lstrip(".")
+        for n, m in part.named_modules()
+        if isinstance(m, nn.TransformerEncoderLayer)
+        for linear in ("linear1", "linear2")
+    }
+    in_place = uses.read | (passed if recipe.adapter == "lora" else set())
+    read = [(n, "weight") for n in layers if n in in_place]
     if kinds != nn.LayerNorm:
         fused = {n: m for n, m in part.named_modules() if isinstance(m, nn.MultiheadAttention)}
         read += [
             (n, name) for n, m in fused.items() for name, _ in m.named_parameters(recurse=False) if "weight" in name
         ]
-    called = [n for n in layers if n not in uses.read | uses.unused]
+    called = [n for n in layers if n not in in_place | uses.unused]
     if recipe.adapter == "lora" and recipe.lora_targets == "attention":
         inside = _in_attention(part)
         called, read = [n for n in called if n in inside], [target for target in read if target[0] in inside]
@@ -204,6 +250,15 @@ def _adapter_config(recipe: Recipe, targets: list[str]) -> object:
     return library.LNTuningConfig(target_modules=targets)
 
 
+def _move_away(tuned: nn.Module, recipe: Recipe) -> None:
+    """Moves adapters far from their start, in place, such that a weight changes by about half of its size."""
+    generator = torch.Generator().manual_seed(0)
+    size = 0.3 / recipe.rank**0.5 if recipe.adapter == "lora" else 0.3
+    for parameter in (p for p in tuned.parameters() if p.requires_grad):
+        step = torch.randn(parameter.shape, generator=generator).to(parameter)
+        parameter.add_(step * size * (float(parameter.square().mean().sqrt()) or 1.0))
+
+
 class _LowRank(nn.Module):
     """A weight's low-rank addition, as `peft` starts and scales it, wherever the weight is read."""
 
@@ -228,6 +283,7 @@ class Uses:
 _USES: WeakKeyDictionary[Chain, dict[str, Uses]] = WeakKeyDictionary()
 
 
+@torch.enable_grad()
 def _uses_of(backbone: Chain) -> dict[str, Uses]:
     """How every part uses its layers, told by a forward and a backward on the meta device, where nothing is computed.
 
@@ -276,7 +332,8 @@ def _unloaded(part: nn.Module) -> nn.Module:
             if isinstance(child, BaseTunerLayer):
                 child.merge()
                 setattr(parent, name, child.get_base_layer())
-        if is_parametrized(parent):
+        lists = parent.parametrizations.values() if is_parametrized(parent) else ()
+        if lists and all(isinstance(one, _LowRank) for some in lists for one in some):  # others are the network's own
             weights = {name: nn.Parameter(getattr(parent, name).detach()) for name in parent.parametrizations}
             del parent.parametrizations
             parent.__class__ = type(parent).__mro__[1]  # torch's own way changes the class, which copies share

@@ -100,6 +100,8 @@ class Chain(nn.Module):
         self.block_names = tuple(named)
         self.num_features, self.input_size, self.name = int(num_features), tuple(map(int, input_size)), name
         self.source_head = source_head
+        #: what `without_dropout` set to 0, by module and attribute
+        self._rates: dict[tuple[str, str], float] = {}
         for which, values in (("mean", mean), ("std", std)):
             self.register_buffer(which, torch.tensor([*map(float, values)]).view(3, 1, 1), persistent=False)
         _check_parameters(self)
@@ -253,10 +255,12 @@ def copy_weights(parts: Mapping[str, nn.Module]) -> dict[str, dict[str, torch.Te
 def without_dropout(backbone: Chain) -> Chain:
     """A frozen copy whose dropout and stochastic depth are off; they would draw from chance that candidates share."""
     still = set_trainable(copy.deepcopy(backbone), [])
-    for module in still.modules():
+    for path, module in still.named_modules():
         kind = type(module).__name__.lower()
         for name in (_RATES + _DROP_RATES * ("drop" in kind or "stochastic" in kind)).split():
             if isinstance(vars(module).get(name), float):
+                if rate := getattr(module, name):
+                    still._rates[path, name] = rate
                 setattr(module, name, 0.0)
         for name, child in module.named_children():
             if isinstance(child, nn.RReLU):  # draws slopes in train mode; this is what it does in eval mode
@@ -267,11 +271,13 @@ def without_dropout(backbone: Chain) -> Chain:
 def check_still(backbone: Chain, example: torch.Tensor) -> None:
     """Raises ValueError for parts that draw from chance in train mode, found by running each twice.
 
+    And for those in which an attribute called like a rate of dropout acts in eval mode, where dropout does nothing.
+
     Args:
         backbone: of `without_dropout`; as it stands afterwards.
         example: two or more normalized images (batch, 3, height, width).
     """
-    device, drawing = example.device, []
+    device, drawing, acting = example.device, [], []
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         for name, part in zip(backbone.part_names, backbone.parts, strict=True):
             twin = copy.deepcopy(part).train()
@@ -283,12 +289,33 @@ def check_still(backbone: Chain, example: torch.Tensor) -> None:
             apart = (outputs[1] - outputs[0]).abs().amax() > 1e-2 * outputs[0].abs().amax()
             if apart or chance != _chance(device):
                 drawing.append(name)
-            example = copy.deepcopy(part).eval()(example)
+            output = copy.deepcopy(part).eval()(example.clone())
+            loud = _with_rates(backbone, part)
+            if loud and (loud.eval()(example.clone()) - output).abs().amax() > 1e-4 * output.abs().amax():
+                acting.append(name)
+            example = output
+    if acting:
+        names = ", ".join(sorted({attribute for _, attribute in backbone._rates}))
+        raise ValueError(
+            f"{', '.join(acting)} of {backbone.name} computes something else in eval mode when its rates of dropout "
+            f"are set to 0, as trainings do; give {names} another name where it is no such rate, or set it to 0"
+        )
     if drawing:
         raise ValueError(
             f"{', '.join(drawing)} of {backbone.name} draws random numbers in train mode, e.g. for a kind of dropout "
             "that is not known here; candidates that share a pass would share them: set its rate to 0"
         )
+
+
+def _with_rates(backbone: Chain, part: nn.Module) -> nn.Module | None:
+    """A copy of a part with the rates that `without_dropout` set to 0; None where there are none."""
+    paths = {module: path for path, module in backbone.named_modules()}
+    rates = [(path, module) for path, module in part.named_modules()]
+    given = [(p, key[1], rate) for p, m in rates for key, rate in backbone._rates.items() if key[0] == paths[m]]
+    loud = copy.deepcopy(part) if given else None
+    for path, attribute, rate in given:
+        setattr(loud.get_submodule(path), attribute, rate)
+    return loud
 
 
 def _chance(device: torch.device) -> tuple[object, ...]:

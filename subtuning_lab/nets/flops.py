@@ -1,6 +1,7 @@
 """What a chain costs: its parts' parameters, and multiplications and additions forward and backward.
 
-Everything is counted by running it on torch's meta device, where shapes are worked out and nothing is computed.
+Everything is counted by running it on torch's meta device, where shapes are worked out and nothing is computed; a
+network that can't run there, because it makes constants or looks at values, runs once where it is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from math import prod
 import pandas as pd
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from subtuning_lab.nets.chain import Chain
@@ -33,13 +35,20 @@ def part_table(backbone: Chain, image_size: int | tuple[int, int] | None = None)
         gradient of its input, through all of its activations), `backward_first` (gradients of activations inside it
         where nothing before it is tuned), `backward_weights` (gradients of its weights), and `output_shape`.
     """
-    # On the meta device fused attention is counted like any other product.
-    skeleton = copy.deepcopy(backbone).to("meta").eval().requires_grad_(True)
     size = backbone.input_size[1:] if image_size is None else image_size
     height, width = size if isinstance(size, tuple | list) else (size, size)
-    x, rows = torch.empty(1, 3, height, width, device="meta", dtype=backbone.mean.dtype), []
+    try:
+        return _table_on("meta", backbone, height, width)
+    except Exception:  # whatever a forward makes of tensors without values; what is really wrong comes up again
+        return _table_on(backbone.mean.device, backbone, height, width)
+
+
+def _table_on(device: torch.device | str, backbone: Chain, height: int, width: int) -> pd.DataFrame:
+    skeleton = copy.deepcopy(backbone).to(device).eval().requires_grad_(True)
+    x, rows = torch.full((1, 3, height, width), 0.5, device=device, dtype=backbone.mean.dtype), []
     for position, (name, part) in enumerate(zip(skeleton.part_names, skeleton.parts, strict=True)):
-        x, counts = _counted_part(part, x)
+        with sdpa_kernel(SDPBackend.MATH):  # so fused attention is counted like any other product
+            x, counts = _counted_part(part, x)
         rows.append((name, position, sum(p.numel() for p in part.parameters()), *counts, tuple(x.shape[1:])))
     return pd.DataFrame(rows, columns=["part", "position", "params", *COUNTS, "output_shape"]).set_index("part")
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
+from torch import nn
 
 from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.data.task import Split
@@ -235,3 +236,20 @@ def test_a_study_runs_on_a_gpu(precision):
     assert len(study.scores([(), ("block2",), "all"])) == 6
     assert 0 <= study.test(["block2"]).mean <= 1
     assert study.fit(["block2"]).predict(tiny_task().test.images).isfinite().all()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_running_statistics_that_are_not_finite_are_a_divergence(engine):
+    class Loud(nn.BatchNorm2d):
+        def forward(self, x):
+            output = super().forward(x)
+            if self.training:
+                self.running_var[0] = torch.inf
+            return output
+
+    chain = tiny_chain()
+    chain.part("block2").bn = Loud(6)
+    (one,) = fit_together(
+        chain, [("block2",)], tiny_split(), Recipe(epochs=1, batch_size=8), num_classes=3, engine=engine
+    )
+    assert one.losses.isfinite().all() and one.diverged

@@ -170,6 +170,67 @@ def test_low_rank_additions_reach_torchs_attention(targets):
     assert not torch.allclose(tuned(x), chain.part("block2")(x))
 
 
+class Odd(Residual):
+    """A block (batch, 6, ...) whose layers do more than be called under one name."""
+
+    def __init__(self, kind):
+        super().__init__(6)
+        self.kind, self.first, self.second = kind, nn.Linear(6, 6), nn.Linear(6, 6)
+        if kind == "two names":
+            self.second = self.first
+        elif kind == "tied":
+            self.second.weight = self.first.weight
+        elif kind == "parametrized":
+            nn.utils.parametrizations.weight_norm(self.second)
+
+    def forward(self, x):
+        x = super().forward(x).movedim(1, -1)
+        x = self.second(torch.tanh(self.first(x)))
+        return (x @ self.first.weight if self.kind == "called and read" else x).movedim(-1, 1)
+
+
+def odd_chain(block):
+    plain = sourced_chain()
+    randomize_norms(block)
+    return Chain(plain.stem, [block.double()], plain.tail, 6, name="odd").double()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("adapter", ["lora", "ia3"])
+@pytest.mark.parametrize("kind", ["two names", "tied", "called and read", "parametrized"])
+def test_a_block_that_would_not_be_saved_as_it_is_trained_is_refused(kind, adapter, engine):
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=f"adapter {adapter} can't be used on block1 of odd: what it trains"):
+        fit([("stem",), ("block1",)], replace(RECIPE, adapter=adapter), odd_chain(Odd(kind)), engine=engine)
+
+
+def test_the_networks_own_parametrizations_outlive_an_adapter():
+    torch.manual_seed(0)
+    block = Odd("parametrized")
+    block.norm_of_maps = nn.LayerNorm([6, 4, 4])
+    block.register_forward_hook(lambda block, inputs, output: block.norm_of_maps(output))
+    chain = odd_chain(block)
+    names = set(chain.part("block1").state_dict())
+    (one,) = fit([("block1",)], replace(RECIPE, adapter="ln_tuning"), chain)
+    assert "second.parametrizations.weight.original0" in names and set(one.weights["block1"]) == names
+
+
+def test_torchs_encoder_layer_is_scored_as_it_is_served():
+    """Its fast path, in eval mode without gradients, reads the weights of the MLP's layers past their calls."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    parts = attending_chain()
+    chain = Chain(parts.stem, [parts.part("block1"), layer], parts.tail, 64, input_size=(3, 8, 8)).double()
+    (one,) = fit([("block2",)], replace(RECIPE, adapter="lora", rank=2, lora_targets="all"), chain, validation=TRAIN)
+    served = copy.deepcopy(chain)
+    served.part("block2").load_state_dict(one.weights["block2"])
+    assert not torch.equal(served.part("block2").linear1.weight, layer.linear1.weight)
+    with torch.no_grad():
+        features = served(served.normalize(TRAIN.images))
+        logits = nn.functional.linear(features, *one.weights["head"].values())
+    assert one.validation_loss == pytest.approx(nn.functional.cross_entropy(logits, TRAIN.labels).item(), rel=1e-9)
+
+
 def test_what_an_adapter_cannot_reach_is_refused():
     with pytest.raises(ValueError, match=r"adapter ia3 can't adapt self_attn.* without calling a layer"):
         fit([("block2",)], replace(RECIPE, adapter="ia3"), attending_chain())

@@ -558,6 +558,18 @@ def test_chance_that_nobody_knows_is_refused_and_left_as_it_stood(source):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_rate_that_acts_in_eval_mode_is_refused():
+    class Scaled(nn.Identity):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.dropout
+
+    scaled = Scaled()
+    scaled.dropout = 0.5
+    still = without_dropout(with_block(nn.Sequential(scaled, nn.Dropout(0.5))))
+    with pytest.raises(ValueError, match=r"block2 of custom computes .* in eval mode .*give dropout, p another name"):
+        check_still(still, torch.randn(4, 3, 8, 8))
+
+
 @pytest.mark.parametrize("name", [*NETWORKS, "spectral norm"])
 def test_a_part_that_changes_as_it_runs_draws_nothing(name):
     conv = nn.utils.parametrizations.spectral_norm(nn.Conv2d(6, 6, 1))

@@ -13,6 +13,7 @@ from subtuning_lab.nets.chain import count_parameters, set_trainable
 from subtuning_lab.nets.cifar_resnet import CifarBlock
 from subtuning_lab.nets.flops import part_table, training_flops
 from subtuning_lab.nets.registry import load_backbone
+from tests.helpers import Residual, tiny_chain
 
 TINY_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
 TINY_SWIN = {"img_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2)}
@@ -105,3 +106,17 @@ def test_sizes_are_whole_numbers_of_any_kind_within_limits(chain):
     for size, message in [(20_000, "at most 4096"), (0, "at least 1"), ("8", "whole number"), ((8, 8, 8), "height")]:
         with pytest.raises((TypeError, ValueError), match=f"^image_size is .*{message}"):
             part_table(chain, size)
+
+
+@pytest.mark.parametrize(
+    "added",
+    [lambda x: x + torch.ones(()), lambda x: x / x.abs().max().item(), lambda x: x if x.sum() > 0 else -x],
+)
+def test_a_forward_that_needs_values_is_counted_all_the_same(added):
+    class Needy(Residual):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return added(super().forward(x))
+
+    plain, chain = tiny_chain(), tiny_chain()
+    chain.blocks[1] = Needy(6)
+    assert part_table(chain, 8).equals(part_table(plain, 8))
