@@ -20,7 +20,7 @@ from subtuning_lab.study.keys import Method
 from subtuning_lab.study.study import Study
 from subtuning_lab.utils.containers import Blocks as BlocksRule
 from subtuning_lab.utils.containers import Mapped
-from subtuning_lab.utils.validation import Flag, Is, OneOf, Several, Text, Whole, checked
+from subtuning_lab.utils.validation import Flag, Has, Is, OneOf, Several, Text, Whole, checked
 
 Search = GreedyResult | SearchResult  # a finished one
 
@@ -87,7 +87,7 @@ class _Door:
     draws=Whole(1),
     head2toe=Several(Is(Head2Toe), none=True),
     subsets=Mapped(BlocksRule(), least=0, none=True),
-    others=Mapped(Several(Is(object)), least=0, none=True),
+    others=Mapped(Several(Has(("name", "settings", "fit"), "a method")), least=0, none=True),
     test=Flag(),
     also_on=Is(Split, none=True),
     seed=Whole(),
