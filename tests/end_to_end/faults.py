@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import psutil
 import torch
@@ -89,8 +90,11 @@ def rows_of(path: Path) -> pd.DataFrame:
     return lab.Records(path).table().set_index("key").drop(columns=VARIES).sort_index()
 
 
-def same(rows: pd.DataFrame, others: pd.DataFrame) -> bool:
-    """Whether two tables hold the same rows bit for bit."""
+def same(rows: pd.DataFrame, others: pd.DataFrame, rounded: bool = False) -> bool:
+    """Whether two tables hold the same rows bit for bit; or with losses that differ by rounding only."""
+    if rounded and rows.index.equals(others.index):
+        close = np.allclose(rows["loss"], others["loss"], rtol=1e-4, equal_nan=True)
+        return close and same(rows.drop(columns="loss"), others.drop(columns="loss"))
     return rows.index.equals(others.index) and bool((rows.map(repr) == others.map(repr)).all(axis=None))
 
 
@@ -164,11 +168,11 @@ class Scene:
         shutil.copy(self.whole, path)
         return path
 
-    def ends_well(self, path: Path) -> str:
+    def ends_well(self, path: Path, rounded: bool = False) -> str:
         """Resumes the work; what is wrong with its end, or nothing."""
         if run(lambda: work(path), self.log) != 0:
             return f"does not resume: {last_line(self.log)}"
-        return "" if same(rows_of(path), self.reference) else "another table"
+        return "" if same(rows_of(path), self.reference, rounded) else "another table"
 
 
 # ---------------------------------------------------------------- kills
@@ -576,7 +580,7 @@ def kernel(scene: Scene, n: int) -> Iterator[Outcome]:
 
     try:
         for _ in range(n):
-            request = client.execute(KERNEL_WORK.format(path=str(path)))
+            request = client.execute(KERNEL_WORK.format(path=str(path)), stop_on_error=False)
             while "ready" not in str(client.get_iopub_msg(timeout=PATIENCE_S)["content"].get("text")):
                 pass
             time.sleep(scene.chance.uniform(0, 2))
@@ -652,7 +656,7 @@ def shortage(scene: Scene, n: int) -> Iterator[Outcome]:
     for at in sites:
         path = scene.path("short")
         good = run(lambda path=path, at=at: disturbed(path, at), scene.log) == 0
-        wrong = scene.ends_well(path)
+        wrong = scene.ends_well(path, rounded=True)  # a pass that is split, or stores no trunk, rounds otherwise
         outcome.note(good and not wrong, f"allocation {at}: {wrong or last_line(scene.log)}")
     yield outcome
 
