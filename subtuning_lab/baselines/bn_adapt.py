@@ -14,7 +14,7 @@ from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.data.task import Split, Task
 from subtuning_lab.nets.chain import Chain, frozen_copy, set_trainable
 from subtuning_lab.nets.inputs import logits_of, network_input
-from subtuning_lab.utils.validation import Is, OneOf, Real, Rule, Whole, check_all, checked
+from subtuning_lab.utils.validation import IMAGE_SIZE, SEED, Is, OneOf, Real, Rule, Whole, check_all, checked
 
 NO_ADAPTATION, BN_STATISTICS = "no adaptation", "BatchNorm statistics"
 _BATCH = 256
@@ -54,6 +54,9 @@ class SourceNetwork:
         """Plain values by name, for records."""
         return {"statistics": self.statistics, "prior": float(self.prior)}
 
+    @checked(
+        backbone=Is(Chain), train=Is(Split), num_classes=Whole(2), seed=SEED, image_size=IMAGE_SIZE.or_none()
+    )
     def fit(
         self, backbone: Chain, train: Split, num_classes: int, seed: int = 0, image_size: int | None = None
     ) -> FittedSource:

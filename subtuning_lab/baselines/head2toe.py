@@ -20,7 +20,7 @@ from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.data.task import Split
 from subtuning_lab.nets.chain import Chain, frozen_copy
 from subtuning_lab.nets.inputs import network_input
-from subtuning_lab.utils.validation import Is, OneOf, Real, Rule, Several, Whole, check_all, checked
+from subtuning_lab.utils.validation import IMAGE_SIZE, SEED, Is, OneOf, Real, Rule, Several, Whole, check_all, checked
 
 _BATCH, _STEPS = 64, 10_000
 _MAX_PREFIX = 8  # class and register tokens before the tokens of the grid; more than these means that there is no grid
@@ -86,6 +86,9 @@ class Head2Toe:
         numbers = {name: float(getattr(self, name)) for name in ("share", "C", "sparsity")}
         return {"pool": int(self.pool), **numbers, "scaling": self.scaling}
 
+    @checked(
+        backbone=Is(Chain), train=Is(Split), num_classes=Whole(2), seed=SEED, image_size=IMAGE_SIZE.or_none()
+    )
     def fit(
         self, backbone: Chain, train: Split, num_classes: int, seed: int = 0, image_size: int | None = None
     ) -> FittedHead2Toe:

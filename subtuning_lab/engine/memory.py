@@ -17,7 +17,7 @@ from subtuning_lab.engine.trainable import check_merging
 from subtuning_lab.nets.chain import Chain, check_still, fork_of, without_dropout
 from subtuning_lab.nets.inputs import fast_layout
 from subtuning_lab.utils.memory import free_main_memory
-from subtuning_lab.utils.validation import Is, Whole, checked
+from subtuning_lab.utils.validation import Is, Several, Whole, checked
 
 _SHARE_OF_FREE = 1 / 3  # others live on the machine, too, and more makes a pass hardly faster
 _STATES_PER_WEIGHT = 4  # weight, gradient and AdamW's two moments
@@ -61,6 +61,7 @@ class Prepared:
                 check_still(self.backbone, example if len(example) > 1 else example.repeat(2, 1, 1, 1))
             self._is_still = True
 
+    @checked(subsets=Several(Is(Collection), least=0), recipes=Several(Is("Recipe"), least=0))
     def check_adapters(
         self, example: torch.Tensor, subsets: Sequence[Collection[str]], recipes: Sequence[Recipe]
     ) -> None:

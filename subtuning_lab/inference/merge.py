@@ -82,6 +82,7 @@ class MergedNetwork(nn.Module):
         """
         return self.preparation.prepared(images, size)[:]
 
+    @checked(mode=Flag())
     def train(self, mode: bool = True) -> MergedNetwork:
         """Stays in eval mode whatever is asked, so that no statistics can drift and no dropout draws."""
         self._all = tuple(self.modules())

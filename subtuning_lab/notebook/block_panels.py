@@ -17,7 +17,7 @@ from subtuning_lab.plots.profiles import network_width, plot_flops, plot_network
 from subtuning_lab.search.candidates import summarize
 from subtuning_lab.search.profiles import FULL_FINETUNING, LINEAR_PROBING, Profile
 from subtuning_lab.study.study import Study
-from subtuning_lab.utils.validation import Is, Several, Text, checked
+from subtuning_lab.utils.validation import Is, Real, Several, Text, checked
 
 _REPORT_S = 0.1  # the browser need not know more often
 _BLOCKS = Several(Text(), least=0, unique=True)
@@ -161,6 +161,7 @@ class TrainPanel(Panel):
         """Ends the training at its next step; finished folds stay recorded."""
         self._stopping.set()
 
+    @checked(timeout=Real(0, none=True))
     def join(self, timeout: float | None = None) -> None:
         """Waits for the training that the button started, at most `timeout` seconds."""
         if self._thread is not None:

@@ -177,7 +177,7 @@ def plot_tried(profile: Profile, tried: pd.DataFrame, ax: Axes | None = None) ->
     return ax
 
 
-@checked(ax=Is("Axes"))
+@checked(ax=Is("Axes"), tables=Is(Iterable))
 def share_limits(ax: Axes, tables: Iterable[pd.DataFrame]) -> Axes:
     """Gives a profile figure the accuracy axis that fits all of several profiles' tables, so that they compare.
 

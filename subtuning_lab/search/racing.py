@@ -14,9 +14,12 @@ from scipy import stats
 from subtuning_lab.search.candidates import Scorer, check_accuracies, chosen_rows, value_of
 from subtuning_lab.search.significance import corrected_p, holm
 from subtuning_lab.search.statistics import DIGITS
-from subtuning_lab.utils.validation import Real, Rule, Several, Whole, check_all
+from subtuning_lab.utils.validation import Is, Real, Rule, Several, Whole, check_all, checked
 
 _SHARE = Real(0, 1, above=True, below=True)
+
+
+_SUBSETS = Several(Is((tuple, list, frozenset)), least=0)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Race:
     def __post_init__(self) -> None:
         check_all(vars(self), self.rules)
 
+    @checked(subsets=_SUBSETS, certain=_SUBSETS)
     def scores(
         self, study: Scorer, subsets: Sequence[tuple[str, ...]], certain: Sequence[tuple[str, ...]] = ()
     ) -> pd.DataFrame:
@@ -118,6 +122,7 @@ class Halving:
         if any(len(rung) != 2 for rung in self.ladder) or tuple(self.ladder[-1]) != (1, 1):
             raise ValueError(f"ladder is {self.ladder}; it must be of pairs (epochs, folds), the last of them (1, 1)")
 
+    @checked(subsets=_SUBSETS, certain=_SUBSETS)
     def scores(
         self, study: Scorer, subsets: Sequence[tuple[str, ...]], certain: Sequence[tuple[str, ...]] = ()
     ) -> pd.DataFrame:

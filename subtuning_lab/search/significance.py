@@ -14,7 +14,7 @@ from scipy import stats
 from subtuning_lab.search.candidates import summarize, value_of
 from subtuning_lab.search.statistics import DIGITS, overlap_factor
 from subtuning_lab.utils.containers import Table
-from subtuning_lab.utils.validation import Flag, Real, Rule, check_all, checked
+from subtuning_lab.utils.validation import Flag, Is, Real, Rule, check_all, checked
 
 _ROWS = Table(("fold", "seed"), ("accuracy",))
 
@@ -36,7 +36,7 @@ class SignificantGain:
     def __post_init__(self) -> None:
         check_all(vars(self), self.rules)
 
-    @checked(larger=Flag())
+    @checked(candidates=Is(Sequence), larger=Flag())
     def p_values(self, current: pd.DataFrame, candidates: Sequence[pd.DataFrame | None], larger: bool) -> list[float]:
         """p-values of the larger subset being no better, by `fold_difference`.
 

@@ -100,6 +100,7 @@ class Records:
                 rows += connection.execute(f"SELECT rowid, * FROM scores WHERE key IN ({marks})", chunk)
         return {row["key"]: row for row in self._sound(rows)}
 
+    @checked(rows=Is(Iterable))
     def put(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Writes rows in one transaction; a key that is there already keeps its row.
 
@@ -120,18 +121,21 @@ class Records:
                 del self._kept[row["key"]]
             raise ValueError(f"not a score: {error}") from error
 
+    @checked(study=Text())
     def count_test(self, study: str) -> int:
         """Notes one use of a study's test split; returns how many there have been."""
         use = with_checksum({"study": study, "created": now()})
         self._write("INSERT INTO test_uses (study, created, checksum) VALUES (:study, :created, :checksum)", [use])
         return self.test_uses(study)
 
+    @checked(study=Text(none=True))
     def test_uses(self, study: str | None = None) -> int:
         """How often the test split was used: by one study, or by all. A damaged note counts for every study."""
         with self._connection() as connection:
             rows = connection.execute("SELECT * FROM test_uses").fetchall()
         return sum(study in (None, row["study"]) or not is_sound(row) for row in rows)
 
+    @checked(key=Text())
     def get_choice(self, key: str) -> dict[str, object] | None:
         """What was noted under a key with `put_choice`, None if nothing."""
         with self._connection() as connection:
@@ -141,6 +145,7 @@ class Records:
         self._set_aside("choices", [row])
         return None
 
+    @checked(key=Text(), chosen=Is(Mapping), determined_by=Is(Mapping))
     def put_choice(self, key: str, chosen: Mapping[str, object], determined_by: Mapping[str, object]) -> None:
         """Notes what a trained network chose, such as images to label; a key that is there already keeps its row.
 

@@ -195,6 +195,9 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
     ),
     "Prepared": lambda m: dict(backbone=m.chain),
     "Prepared.check": lambda m: dict(self=lab.Prepared(m.chain), example=IMAGES),
+    "Prepared.check_adapters": lambda m: dict(
+        self=lab.Prepared(m.chain), example=IMAGES, subsets=[frozenset(["block1"])], recipes=[lab.Recipe()]
+    ),
     "Prepared.costs": lambda m: dict(self=lab.Prepared(m.chain), example=IMAGES, subsets=[frozenset()], batch_size=4),
     "Prepared.shared": lambda m: dict(self=lab.Prepared(m.chain), example=IMAGES, fold=True),
     # inference
