@@ -228,7 +228,9 @@ def start_in_own_process(lab, jobs):
     """`reproduce` on the fixture's folder, once its first notebook runs."""
     options = f"notebooks={str(lab.folder)!r}, results={str(lab.results.parent)!r}, jobs={jobs}, force=True"
     code = f"from subtuning_lab.report.run import reproduce; reproduce({options})"
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    # A shell that starts tests in the background makes them, and what they start, deaf to SIGINT.
+    hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    process = subprocess.Popen([sys.executable, "-c", hearing + code], stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 60
     while not list(lab.results.glob(".01_good*/01_good.json")):
         assert process.poll() is None and time.monotonic() < end, process.stderr.read()

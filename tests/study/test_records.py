@@ -138,13 +138,13 @@ def test_a_store_is_found_again(tmp_path):
 
 
 def foreign_database(path: Path) -> None:
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE recipes_for_cakes (name TEXT)")
 
 
 def newer_store(path: Path) -> None:
-    Records(path)
-    with sqlite3.connect(path) as connection:
+    Records(path).close()
+    with closing(sqlite3.connect(path)) as connection, connection:  # the last one writes all into the file
         connection.execute("PRAGMA user_version = 99")
 
 
