@@ -217,7 +217,7 @@ def _warn_of_copies(folder: Path, images: list[Path]) -> None:
     copies = [file for file in below if any(above / file.name in known for above in file.parents[1:])]
     if copies:
         warnings.warn(
-            f"{_shown(folder)}: {len(copies)} images have the name of one in a folder above, e.g. {_shown(copies[0])}; "
+            f"{_shown(folder)}: {len(copies)} images named as one in a folder above, e.g. {_shown(copies[0])}; "
             "if they are copies, test images will be training images, too",
             stacklevel=7,
         )

@@ -17,8 +17,6 @@ from subtuning_lab.search.statistics import DIGITS
 from subtuning_lab.utils.validation import Is, Real, Rule, Several, Whole, check_all, checked
 
 _SHARE = Real(0, 1, above=True, below=True)
-
-
 _SUBSETS = Several(Is((tuple, list, frozenset)), least=0)
 
 

@@ -25,8 +25,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class Rule:
     """What one value may be.
 
-    A subclass says `allowed` in words, tells in `fits` whether a value is of the right type and within its limits, and
-    makes values that are neither in `wrong`.
+    A subclass says in words what is `allowed`, tells by `error_of` what is wrong with a value, and makes values that
+    are `wrong`.
     """
 
     none: bool = False  # whether None is allowed, too

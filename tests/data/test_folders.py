@@ -110,7 +110,7 @@ def test_classes_may_have_any_names(tmp_path, classes):
 def test_images_below_others_of_their_name_are_told(tmp_path, name):
     write_folder(tmp_path, {"a": 4, "b": 4})
     write_folder(tmp_path / "a", {name: 4}, seed=70)  # other bytes, as resized copies have
-    with pytest.warns(UserWarning, match="a: 4 images have the name of one in a folder above, e.g. .*000.png"):
+    with pytest.warns(UserWarning, match="a: 4 images named as one in a folder above, e.g. .*000.png"):
         load(f"folder:{tmp_path}")
 
 
