@@ -5,6 +5,7 @@ import os
 # Before torch is imported: workers side by side, and kernels and scripts that tests start, would wait for each other.
 os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
+import hypothesis
 import pytest
 import torch
 
@@ -12,6 +13,8 @@ from subtuning_lab.nets.chain import Chain
 from tests.helpers import tiny_chain
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("same examples in every run", derandomize=True)
+hypothesis.settings.load_profile("same examples in every run")
 
 # Files whose tests train several studies, start kernels or export networks; other slow tests say so themselves.
 SLOW = (

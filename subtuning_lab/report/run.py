@@ -28,6 +28,8 @@ from subtuning_lab.utils.validation import Flag, Is, Several, Text, Whole, check
 
 _STEM = re.compile(r"(\d\d)_(\w+)")
 _TRACEBACK_LINES = 6
+# Kernels that start at once may choose the same port; the second one dies before it answers, and another is started.
+_STARTS, _NEVER_ANSWERED = 3, "Kernel died before replying"
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,7 @@ def run_section(
     (beside / "html").mkdir(parents=True)
     try:
         ours = {name: str(beside) if value == str(folder) else value for name, value in parameters.items()}
-        error = _execute(source, beside / source.name, ours, kernels.new(), bar)
+        error = _execute(source, beside / source.name, ours, kernels, bar)
         kernels.check()
         if (beside / source.name).exists():
             _name_folder(beside / source.name, folder)
@@ -242,19 +244,26 @@ def run_section(
     return SectionRun(stem, state, time.perf_counter() - start, executed, page if page.exists() else None, error)
 
 
-def _execute(source: Path, executed: Path, parameters: dict[str, Any], kernel: Any, bar: bool) -> str:
+def _execute(source: Path, executed: Path, parameters: dict[str, Any], kernels: Kernels, bar: bool) -> str:
     """Runs a notebook; returns the short traceback of its failure, or an empty string."""
     import papermill
 
     progress = {"desc": source.stem, "leave": False} if bar else False
-    options = {"kernel_name": "python3", "km": kernel, "extra_arguments": ["--IPKernelApp.log_level=40"]}  # errors only
-    try:
-        papermill.execute_notebook(source, executed, parameters, progress_bar=progress, **options)
-    except papermill.PapermillExecutionError as error:
-        trace = without_colours("\n".join(error.traceback)).rstrip().splitlines()[-_TRACEBACK_LINES:]
-        return "\n".join([f"in cell {error.exec_count}:", *trace])
-    except Exception as error:  # a kernel that dies or does not start must not end the other notebooks' runs
-        return f"{type(error).__name__}: {error}"
+    options = {"kernel_name": "python3", "extra_arguments": ["--IPKernelApp.log_level=40"]}  # errors only
+    for number in range(1, _STARTS + 1):
+        kernels.check()
+        try:
+            papermill.execute_notebook(
+                source, executed, parameters, progress_bar=progress, km=kernels.new(), **options
+            )
+        except papermill.PapermillExecutionError as error:
+            trace = without_colours("\n".join(error.traceback)).rstrip().splitlines()[-_TRACEBACK_LINES:]
+            return "\n".join([f"in cell {error.exec_count}:", *trace])
+        except Exception as error:  # a kernel that dies or does not start must not end the other notebooks' runs
+            if number < _STARTS and _NEVER_ANSWERED in str(error):
+                continue
+            return f"{type(error).__name__}: {error}"
+        break
     return ""
 
 

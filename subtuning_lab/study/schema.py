@@ -68,7 +68,8 @@ def version_of(connection: sqlite3.Connection, path: Path) -> int:
     if version > SCHEMA_VERSION:
         raise ValueError(f"{path} has version {version}; this package reads up to {SCHEMA_VERSION}")
     if version < 1 or not {"scores", "test_uses"} <= tables:
-        raise ValueError(f"{path} is not a records file: its tables are {', '.join(sorted(tables)) or 'none'}")
+        names = ", ".join(sorted(tables)) or "none"
+        raise ValueError(f"{path} is not a records file: its version is {version}, its tables are {names}")
     return version
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 
 import nbformat
+import papermill
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -256,6 +257,20 @@ def test_an_interrupt_ends_at_once_and_leaves_the_last_result(lab, jobs, how):
         (lab.folder / f"{waiting}.ipynb").unlink()
     write_notebook(lab.folder, "01_good", RECORD)
     assert lab()[0].state == "skipped" and not list(lab.results.glob(".*.unfinished"))  # swept
+
+
+@pytest.mark.parametrize(("deaths", "state"), [(2, "done"), (3, "failed")])
+def test_a_kernel_that_never_answers_is_started_anew(lab, monkeypatch, deaths, state):
+    execute, starts = papermill.execute_notebook, []
+
+    def dying(*arguments, **options):
+        starts.append(options["km"])
+        if len(starts) <= deaths:
+            raise RuntimeError("Kernel died before replying to kernel_info")  # as papermill says it
+        return execute(*arguments, **options)
+
+    monkeypatch.setattr(papermill, "execute_notebook", dying)
+    assert [run.state for run in lab()] == [state] and len({*map(id, starts)}) == 3
 
 
 def test_two_runs_in_one_folder_do_not_meet(lab):
