@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -66,7 +66,7 @@ class Runner:
         groups: dict[tuple[int, int], list[Trial]] = {}
         for trial in missing:
             groups.setdefault((trial.seed, trial.fold), []).append(trial)
-        with Progress(shown, self._steps(missing)) as progress:
+        with self._progress(shown, missing) as progress:
             for (seed, fold), group in groups.items():
                 train, validation = self._fold(fold)
                 for trial in (trial for trial in group if trial.method):
@@ -86,7 +86,7 @@ class Runner:
         Trials that differ in the images that they are scored on share one training.
         """
         rows, missing = self.known(trials)
-        with Progress(shown, self._steps(trained_once(missing))) as progress:
+        with self._progress(shown, trained_once(missing)) as progress:
             for training, scored in trained_once(missing).items():
                 splits = [self.scored(trial) for trial in scored]
                 if training.method:
@@ -105,7 +105,7 @@ class Runner:
         Raises:
             ValueError: the training diverged, which leaves nothing worth keeping.
         """
-        with Progress(shown, self._steps([trial])) as progress:
+        with self._progress(shown, [trial]) as progress:
             fit = self._fit(trial, progress)
         if fit.diverged:
             names = ", ".join(trial.blocks) or "linear probing"
@@ -123,8 +123,9 @@ class Runner:
         classes = self.task.num_classes
         return {"num_classes": classes, "engine": self.engine, "memory_limit": self.memory_limit}
 
-    def _steps(self, trials: Iterable[Trial]) -> int:
-        return sum(trial.steps(self.keys.trained_on(trial)) for trial in trials)
+    def _progress(self, shown: Shown, trials: Collection[Trial]) -> Progress:
+        steps = sum(trial.steps(self.keys.trained_on(trial)) for trial in trials)
+        return Progress(shown, steps, len({(trial.blocks, trial.method) for trial in trials}), len(trials))
 
     def _fit(self, trial: Trial, progress: Progress) -> Fit:
         train, validation = self._fold(0) if trial.stops_early else (self._on_device(self.task.train), None)
@@ -139,9 +140,7 @@ class Runner:
         seconds = time.perf_counter() - start
         return [Score(**own, params=fitted.params, flops=flops, epochs=1, seconds=seconds) for own in results]
 
-    def _score(
-        self, trial: Trial, fit: Fit, tuned: TunedTask | None = None, split: Split | None = None
-    ) -> Score:
+    def _score(self, trial: Trial, fit: Fit, tuned: TunedTask | None = None, split: Split | None = None) -> Score:
         """What a fit came to: on a fold by its own validation scores, at last by the tuned network on a split."""
         if fit.diverged:
             measured = dict.fromkeys(("accuracy", "balanced_accuracy", "loss"))
