@@ -26,7 +26,7 @@ from subtuning_lab.utils.files import UNFINISHED, sweep, write_atomically
 from subtuning_lab.utils.text import lines, without_colours
 from subtuning_lab.utils.validation import Flag, Is, Several, Text, Whole, checked
 
-_STEM = re.compile(r"(\d\d)_(\w+)")
+_STEM = re.compile(r"(\d\d[a-z]?)_(\w+)")  # "04b" goes beyond 04
 _TRACEBACK_LINES = 6
 # Kernels that start at once may choose the same port; the second one dies before it answers, and another is started.
 _STARTS, _NEVER_ANSWERED = 3, "Kernel died before replying"
@@ -142,7 +142,7 @@ def reproduce(
 
 
 def find_sections(notebooks: str | Path) -> dict[str, Path]:
-    """Lists the numbered notebooks `NN_name.ipynb` of a folder by their stems, in order.
+    """Lists the numbered notebooks `NN_name.ipynb` and `NNb_name.ipynb` of a folder by their stems, in order.
 
     Raises:
         FileNotFoundError: if the folder is missing or has none.

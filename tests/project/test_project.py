@@ -195,7 +195,7 @@ def test_notebooks_are_clean_and_told_in_prose(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_numbered_and_presets_fit_them(path):
-    assert re.fullmatch(r"\d\d_\w+", path.stem)
+    assert re.fullmatch(r"\d\d[a-z]?_\w+", path.stem)
     declared = declared_parameters(path)
     assert declared.get("results") == "str" and "None" not in declared.values()
     for preset in tomllib.loads((ROOT / "notebooks" / "presets.toml").read_text()).values():

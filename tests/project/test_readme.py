@@ -93,7 +93,7 @@ def test_reproduce_commands_name_sections_presets_and_parameters_that_exist(comm
     words = shlex.split(command)[2:]
     preset = words[words.index("--preset") + 1]
     overrides = dict(parse_parameter(words[i + 1]) for i, word in enumerate(words) if word == "-p")
-    sections = [word for word in words if re.fullmatch(r"\d\d", word)]
+    sections = [word for word in words if re.fullmatch(r"\d\d[a-z]?", word)]
     chosen = select_sections(ROOT / "notebooks", sections)
     settled = settle_parameters(chosen, load_preset(ROOT / "notebooks", preset), overrides, Path("results"))
     assert all(settled[stem][name] == value for stem in settled for name, value in overrides.items())

@@ -129,11 +129,13 @@ def test_broken_notebooks_and_presets_are_refused(lab):
 
 def test_sections_are_found_by_number_name_and_stem(lab):
     write_notebook(lab.folder, "02_more", "1")
+    write_notebook(lab.folder, "02b_beyond", "1")
     (lab.folder / "scratch.ipynb").write_text("not a section")
     for asked in ("02", "more", "02_more"):
         assert list(select_sections(lab.folder, [asked])) == ["02_more"]
     assert list(select_sections(lab.folder, ["more", "01"])) == ["01_good", "02_more"]
-    assert list(select_sections(lab.folder)) == ["01_good", "02_more"]
+    assert list(select_sections(lab.folder, ["02b"])) == ["02b_beyond"]
+    assert list(select_sections(lab.folder)) == ["01_good", "02_more", "02b_beyond"]
 
 
 def test_a_float_parameter_takes_a_whole_number(lab):
