@@ -14,7 +14,7 @@ INSTALL := $(BIN)/python -m pip install --no-compile -c constraints.txt
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-fast lint lab bench docs clean
+.PHONY: help setup reproduce test test-fast lint lab gpu bench docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -41,6 +41,9 @@ lint: setup  ## check the style of code and notebooks
 
 lab: setup  ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyterlab notebooks
+
+gpu: setup  ## what a GPU is for: tests, speed, latency and real runs; see scripts/gpu_day.py
+	$(BIN)/python scripts/gpu_day.py run
 
 bench: setup  ## run every benchmark
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done

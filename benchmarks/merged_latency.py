@@ -30,14 +30,15 @@ from subtuning_lab.inference.latency import OneAfterAnother, compare_latency
 from subtuning_lab.inference.merge import merge_tasks
 from subtuning_lab.report.page import machine_line
 
-CASES = ("resnet18", "resnet50", "vit_tiny_patch16_224")
+CASES = ("resnet18", "resnet50", "vit_tiny_patch16_224", "vit_base_patch16_224")
+DEFAULT = CASES[:3]
 TASKS, BATCHES, MANY, CLASSES = (1, 2, 4, 8), (1, 8), 20, 10
 
 
 def main() -> None:
     """Measures the cases that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=CASES, action="append", help="default: all")
+    parser.add_argument("--case", choices=CASES, action="append", help=f"default: {', '.join(DEFAULT)}")
     parser.add_argument("--size", type=int, default=64, help="height and width of the images in pixels")
     parser.add_argument("--tasks", type=int, nargs="+", default=TASKS)
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
@@ -52,7 +53,7 @@ def main() -> None:
     layout = arguments.layout == "channels_last"
     both = Both(arguments.size, arguments.runs, arguments.device, layout, pack, arguments.mode, arguments.clock)
     print(machine_line(), f"threads {torch.get_num_threads()}; {both}")
-    for name in arguments.case or CASES:
+    for name in arguments.case or DEFAULT:
         measure(name, both, arguments.tasks, arguments.batches)
 
 

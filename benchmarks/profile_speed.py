@@ -7,9 +7,11 @@ Four ways to train the same candidates (every block alone and linear probing) on
     usual (b)    one candidate after another with a DataLoader of PIL images, per-image transforms, a fresh model
 
 Each case runs `--repeats` times, the ways alternating; printed are medians, the smallest and largest ratio, the peak of
-memory above what was taken before, and the ratio that the count of arithmetic allows when only the trunk is shared.
+memory above what was taken before, the ratio that the count of arithmetic allows when only the trunk is shared, and the
+share of the machine's own rate (of one large matrix product) that each way reaches, counted on that arithmetic.
 
     python benchmarks/profile_speed.py                      # lab-resnet at 32 px, resnet50 at 64 px
+    python benchmarks/profile_speed.py --case lite0-96      # EfficientNet-Lite0: depthwise convolutions
     python benchmarks/profile_speed.py --case resnet50-224  # the GPU's case: 1,000 images, bf16
 """
 
@@ -37,6 +39,7 @@ from torchvision import transforms
 import subtuning_lab as lab
 from subtuning_lab.data.augment import augment
 from subtuning_lab.nets.flops import training_flops
+from subtuning_lab.nets.inputs import fast_layout
 from subtuning_lab.report.page import machine_line
 from subtuning_lab.utils.random import Stream, seeded
 
@@ -61,7 +64,9 @@ WORKERS = min(8, os.cpu_count() or 1)  # of the usual way's DataLoader, on a GPU
 CASES = {
     "lab-resnet": Case("lab-resnet", 32, 256, 32, 4, 256),
     "resnet50-64": Case("resnet50", 64, 64, 32, 2, 32),
+    "lite0-96": Case("tf_efficientnet_lite0", 96, 64, 32, 2, 32),
     "resnet50-224": Case("resnet50", 224, 1000, 64, 1, 1000),
+    "tiny": Case("lab-resnet", 32, 16, 16, 1, 16),
 }
 
 
@@ -129,7 +134,8 @@ def measure(name: str, case: Case, repeats: int) -> None:
             memory[way] = max(peak, memory.get(way, 0.0))
             scale = case.images / case.usual_images if way == "usual (b)" else 1.0
             seconds[way].append(elapsed * scale)
-    report(name, case, lab.part_table(backbone, case.pixels), subsets, seconds, memory)
+    rate = matrix_rate(device, recipe.precision)
+    report(name, case, lab.part_table(backbone, case.pixels), subsets, seconds, memory, rate)
 
 
 def lean_way(backbone: lab.Chain, subsets: list, train: lab.Split, recipe: lab.Recipe) -> None:
@@ -137,7 +143,7 @@ def lean_way(backbone: lab.Chain, subsets: list, train: lab.Split, recipe: lab.R
     device, steps = backbone.mean.device, -(-len(train) // recipe.batch_size)
     for blocks in subsets:
         model = lab.set_trainable(copy.deepcopy(backbone), blocks)
-        network = nn.Sequential(model, nn.Linear(model.num_features, 10).to(device)).train()
+        network = fast_layout(nn.Sequential(model, nn.Linear(model.num_features, 10).to(device)).train())
         parameters = [p for p in network.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, fused=True)
         for epoch in range(recipe.epochs):
@@ -217,7 +223,15 @@ class PeakMemory(Thread):
         return (self.peak - self.before) / 2**20
 
 
-def report(name: str, case: Case, parts, subsets: list, seconds: dict, memory: dict) -> None:
+def matrix_rate(device: str, precision: str, repeats: int = 10) -> float:
+    """Operations a second of one large matrix product, the machine's own speed in that precision."""
+    side = 8192 if device == "cuda" else 2048
+    a = torch.rand(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    seconds = [timed(lambda: [a @ a for _ in range(repeats)], device)[0] for _ in range(3)]
+    return 2 * side**3 * repeats / min(seconds)
+
+
+def report(name: str, case: Case, parts, subsets: list, seconds: dict, memory: dict, rate: float) -> None:
     """Prints one case's table."""
     costs = [training_flops(parts, blocks) for blocks in subsets]
     alone = sum(sum(cost.values()) for cost in costs)
@@ -225,8 +239,10 @@ def report(name: str, case: Case, parts, subsets: list, seconds: dict, memory: d
     print(f"\n{name}: {len(subsets)} candidates, {case.images} images of {case.pixels} px, {case.epochs} epochs")
     counts = f"{alone / 1e9:.2f} GFLOP per image and step alone, {shared / 1e9:.2f} with the trunk shared"
     print(f"  arithmetic: {counts}: {alone / shared:.2f} x")
+    print(f"  the machine's own rate: {rate / 1e12:.2f} TFLOP/s")
     for way, values in seconds.items():
-        print(f"  {way:9} {statistics.median(values):8.2f} s  peak {memory[way]:6.0f} MiB", end="")
+        share = shared * case.images * case.epochs / statistics.median(values) / rate
+        print(f"  {way:9} {statistics.median(values):8.2f} s ({share:.1%})  peak {memory[way]:6.0f} MiB", end="")
         print("" if way == "one-pass" else "  " + ratio(values, seconds["one-pass"]))
 
 

@@ -18,7 +18,7 @@ from subtuning_lab.nets.fuse import fold_batchnorm
 from subtuning_lab.utils.files import replacing
 from subtuning_lab.utils.validation import Flag, Is, OneOf, Sides, Whole, checked
 
-MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "cudagraphs")
 ABOUT = "subtuning_lab.json"  # what is told in an exported file
 _SUFFIXES, _INPUT = (".pt2", ".onnx"), "images"
 
@@ -48,7 +48,8 @@ def optimize(
         channels_last: memory layout of the convolutions' weights, and with them of the activations.
         pack: weights of convolutions in oneDNN's own layout, which is otherwise made anew in every call; for the CPU in
             float32. What is packed can't be moved, saved or exported.
-        mode: of `torch.compile`, which is applied where one is given. "reduce-overhead" replays CUDA graphs on a GPU;
+        mode: of `torch.compile`, which is applied where one is given. "reduce-overhead" replays CUDA graphs on a GPU,
+            "cudagraphs" does so with torch's own kernels, which is ready in seconds;
             the outputs of one call are then overwritten by the next.
         images: (batch, 3, height, width) to check folded parts with, of the size that packed weights are laid out
             for; by default two random ones of the size that `prepare` gives, or of a Chain's `input_size`.
@@ -69,7 +70,8 @@ def optimize(
     if pack:
         _check_packable(ready, mode)
         _pack(ready, images)
-    return ready if mode is None else torch.compile(ready, mode=mode, fullgraph=True)
+    how = {"backend": "cudagraphs"} if mode == "cudagraphs" else {"mode": mode}
+    return ready if mode is None else torch.compile(ready, fullgraph=True, **how)
 
 
 @checked(
