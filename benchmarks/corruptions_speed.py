@@ -30,7 +30,7 @@ import torch
 import subtuning_lab as lab
 from subtuning_lab.data.corruptions import registry as corruptions
 from subtuning_lab.data.corruptions.registry import corrupt, corruption_names
-from subtuning_lab.report.page import machine_line
+from subtuning_lab.report.machine import machine_line
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 

@@ -27,7 +27,7 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
 import subtuning_lab as lab
-from subtuning_lab.report.page import machine_line
+from subtuning_lab.report.machine import machine_line
 from subtuning_lab.theory.per_sample_grads import gradient_norms
 
 FUNC_CHUNK = 5  # images at a time: their Jacobians of all parameters are in memory together

@@ -31,7 +31,7 @@ import torch
 from profile_speed import lean_way
 
 import subtuning_lab as lab
-from subtuning_lab.report.page import machine_line
+from subtuning_lab.report.machine import machine_line
 from subtuning_lab.search.exhaustive import agreement_table
 from subtuning_lab.search.greedy import GreedyResult, greedy_subtuning
 from subtuning_lab.search.racing import Halving, Race

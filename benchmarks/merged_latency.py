@@ -28,7 +28,7 @@ import subtuning_lab as lab
 from subtuning_lab.inference.export import MODES, optimize
 from subtuning_lab.inference.latency import OneAfterAnother, compare_latency
 from subtuning_lab.inference.merge import merge_tasks
-from subtuning_lab.report.page import machine_line
+from subtuning_lab.report.machine import machine_line
 
 CASES = ("resnet18", "resnet50", "vit_tiny_patch16_224", "vit_base_patch16_224")
 DEFAULT = CASES[:3]

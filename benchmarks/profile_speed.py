@@ -40,7 +40,7 @@ import subtuning_lab as lab
 from subtuning_lab.data.augment import augment
 from subtuning_lab.nets.flops import training_flops
 from subtuning_lab.nets.inputs import fast_layout
-from subtuning_lab.report.page import machine_line
+from subtuning_lab.report.machine import machine_line
 from subtuning_lab.utils.random import Stream, seeded
 
 

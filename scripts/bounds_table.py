@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import subtuning_lab as lab
-from subtuning_lab.report.page import machine_line
+from subtuning_lab.report.machine import machine_line
 from subtuning_lab.report.presets import parse_parameter
 from subtuning_lab.theory.measure import measure_bounds, rank_correlations
 

@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 
 import subtuning_lab as lab
 from subtuning_lab.baselines.compare import RANDOM_SIZE
-from subtuning_lab.report.page import machine_line
+from subtuning_lab.report.machine import machine_line
 from subtuning_lab.report.presets import parse_parameter
 
 METHODS = ["linear probing", "full finetuning", "LP-FT", "BitFit", "LoRA", RANDOM_SIZE, "best window", "greedy"]

@@ -140,7 +140,7 @@ def run(job: Job, given: argparse.Namespace) -> pd.DataFrame:
 
     torch.set_num_threads(1)
     import subtuning_lab as lab
-    from subtuning_lab.report.page import machine_line
+    from subtuning_lab.report.machine import machine_line
 
     start = time.perf_counter()
     backbone = lab.load_backbone(NETWORK, "random" if given.tiny else given.weights)

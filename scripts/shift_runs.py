@@ -17,7 +17,7 @@ import pandas as pd
 import subtuning_lab as lab
 from subtuning_lab.data.corruptions.registry import corruption_names
 from subtuning_lab.experiments.shift import SHIFT_METHODS
-from subtuning_lab.report.page import machine_line
+from subtuning_lab.report.machine import machine_line
 
 
 def arguments() -> argparse.Namespace:

@@ -330,12 +330,18 @@ class History:
         losses = torch.stack(self.losses).cpu().double()  # Apple's GPU has no float64
         weights = self.best or self.snapshot()
         kept = [tensor for tensors in weights.values() for tensor in tensors.values()]
-        diverged = not all(tensor.isfinite().all() for tensor in [losses, *self.trained, *kept])
+        diverged = not (_all_finite([losses, *kept]) and _all_finite(self.trained))
         score = self.score
         if score is not None and (diverged or not math.isfinite(score.loss)):
             score, diverged = Score(math.inf, 0.0, 0.0), True
         accuracy, loss, balanced = (score.accuracy, score.loss, score.balanced_accuracy) if score else [None] * 3
         return Fit(blocks, weights, losses, accuracy, loss, self.epochs, seconds, diverged, balanced)
+
+
+@torch.no_grad()
+def _all_finite(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether tensors of one device are finite; that device is waited for once."""
+    return not tensors or bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 @torch.no_grad()

@@ -247,7 +247,7 @@ def examine_parts(parts: Mapping[str, nn.Module], example: torch.Tensor) -> tupl
 def copy_weights(parts: Mapping[str, nn.Module]) -> dict[str, dict[str, torch.Tensor]]:
     """Copies of all weights and buffers of some modules on the CPU: module name -> tensor name -> tensor."""
     return {
-        name: {key: tensor.detach().cpu().clone() for key, tensor in part.state_dict().items()}
+        name: {key: tensor.detach().to("cpu", copy=True) for key, tensor in part.state_dict().items()}
         for name, part in parts.items()
     }
 
@@ -280,7 +280,9 @@ def check_still(backbone: Chain, example: torch.Tensor) -> None:
     device, drawing, acting = example.device, [], []
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         for name, part in zip(backbone.part_names, backbone.parts, strict=True):
-            twin = copy.deepcopy(part).train()
+            twin = copy.deepcopy(part).eval()
+            output = twin(example.clone())
+            twin.train()
             buffers, chance, outputs = [buffer.clone() for buffer in twin.buffers()], _chance(device), []
             for _ in range(2):
                 for buffer, value in zip(twin.buffers(), buffers, strict=True):
@@ -289,7 +291,6 @@ def check_still(backbone: Chain, example: torch.Tensor) -> None:
             apart = (outputs[1] - outputs[0]).abs().amax() > 1e-2 * outputs[0].abs().amax()
             if apart or chance != _chance(device):
                 drawing.append(name)
-            output = copy.deepcopy(part).eval()(example.clone())
             loud = _with_rates(backbone, part)
             if loud and (loud.eval()(example.clone()) - output).abs().amax() > 1e-4 * output.abs().amax():
                 acting.append(name)

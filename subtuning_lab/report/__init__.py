@@ -6,7 +6,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "run": ["reproduce"],
-        "page": ["machine_line", "write_section"],
+        "machine": ["machine_line"],
+        "page": ["write_section"],
         "html": ["styled"],
     },
 )

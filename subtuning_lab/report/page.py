@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
-import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from subtuning_lab.report.html import POLICY
+from subtuning_lab.report.machine import machine_line
 from subtuning_lab.utils.containers import Table
 from subtuning_lab.utils.files import write_atomically
 from subtuning_lab.utils.text import lines, without_colours
@@ -30,16 +29,6 @@ _SECTION_NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 _PNG = b"\x89PNG"
 _COLUMNS_AND_ROWS = {"columns": list, "rows": list}
 _RECORD = {"title": str, "question": str, "machine": str, "n": int, "figure": str, "notes": list, "table": dict}
-
-
-def machine_line() -> str:
-    """Names the machine that computes, for example "2 CPU cores (x86_64), Python 3.11, torch 2.14.1"."""
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cores} CPU cores ({platform.machine()})"
-    python = ".".join(platform.python_version_tuple()[:2])
-    return f"{device}, Python {python}, torch {torch.__version__.split('+')[0]}"
 
 
 @checked(

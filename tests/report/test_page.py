@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from subtuning_lab.report.html import POLICY, export_html, styled
-from subtuning_lab.report.page import build_report, machine_line, read_run, write_section
+from subtuning_lab.report.machine import machine_line
+from subtuning_lab.report.page import build_report, read_run, write_section
 
 matplotlib.use("Agg")
 PNG = b"\x89PNG\r\n\x1a\n" + b"not checked further"
