@@ -149,6 +149,10 @@ def compare_methods(
     like = None if chosen is None else tuple(chosen)
     others = {HEAD2TOE: list(head2toe or Head2Toe.grid())} | dict(others or {})
     door, rows = _Door(test, also_on), []
+    own = {name: in_order(study.backbone, blocks) for name, blocks in (subsets or {}).items()}
+    plain = [name for name in methods if name in BASELINES and not BASELINES[name].choices]
+    if together := dict.fromkeys([*(_tuned_by(study, name, like) for name in plain), *own.values()]):
+        study.all_scores(list(together))  # in one pass a fold; the rows below read what it noted
     for name in [*methods, *(name for name in others if name != HEAD2TOE)]:
         if name in others:
             rows.append(_method_row(study, name, others[name], door))
@@ -158,7 +162,6 @@ def compare_methods(
             rows.append(_subset_row(study, name, stages(study.block_names), door))
         else:
             rows.append(_baseline_row(study, name, like, door))
-    own = {name: in_order(study.backbone, blocks) for name, blocks in (subsets or {}).items()}
     rows += [_subset_row(study, name, [blocks], door) for name, blocks in own.items()]
     rows += [_search_row(study, name, found, door) for name, found in searches.items()]
     return pd.DataFrame(rows)
@@ -233,9 +236,13 @@ def _needs_chosen(name: str) -> bool:
 
 def _baseline_row(study: Study, name: str, like: tuple[str, ...] | None, door: _Door) -> dict[str, Any]:
     """A method that is one subset with a changed recipe."""
+    return _subset_row(study.variant(**BASELINES[name].choices), name, [_tuned_by(study, name, like)], door)
+
+
+def _tuned_by(study: Study, name: str, like: tuple[str, ...] | None) -> tuple[str, ...]:
+    """What a method of `BASELINES` tunes."""
     wanted = BASELINES[name].blocks
-    blocks = study.part_names if wanted == "all" else like if wanted == _CHOSEN else tuple(wanted)
-    return _subset_row(study.variant(**BASELINES[name].choices), name, [blocks], door)
+    return study.part_names if wanted == "all" else like if wanted == _CHOSEN else tuple(wanted)
 
 
 def _subset_row(study: Study, name: str, subsets: Sequence[tuple[str, ...]], door: _Door) -> dict[str, Any]:

@@ -18,12 +18,14 @@ from subtuning_lab.baselines.compare import (
 )
 from subtuning_lab.baselines.head2toe import Head2Toe
 from subtuning_lab.data.task import Task
+from subtuning_lab.engine.fit import fit_together
 from subtuning_lab.engine.recipe import Recipe, recipe_grid
 from subtuning_lab.search.exhaustive import best_window, exhaustive_search
 from subtuning_lab.search.greedy import greedy_subtuning
 from subtuning_lab.search.profiles import pair_profile
 from subtuning_lab.search.racing import Halving, Race
 from subtuning_lab.search.significance import SignificantGain
+from subtuning_lab.study import runner
 from subtuning_lab.study.records import Records
 from subtuning_lab.study.study import Study
 from tests.helpers import tiny_chain, tiny_split, tiny_task
@@ -223,3 +225,16 @@ def test_own_subsets_and_methods_stand_beside_the_others():
     hits = (fitted.logits(other).argmax(1) == other.labels).double().mean()
     assert table.loc["features", "also_accuracy"] == pytest.approx(float(hits))
     assert "also_accuracy" not in compare_methods(study, ["linear probing"], test=True)
+
+
+def test_subsets_of_the_studys_own_recipes_share_one_pass_a_fold(monkeypatch):
+    passes = []
+
+    def counted(backbone, blocks, *args, **options):
+        passes.append(len(set(blocks)))
+        return fit_together(backbone, blocks, *args, **options)
+
+    monkeypatch.setattr(runner, "fit_together", counted)
+    study = Study(tiny_chain(), tiny_task(), RECIPES[:1], folds=2, device="cpu", progress=False)
+    compare_methods(study, ["linear probing", "full finetuning", "BitFit"], subsets={"first": ["block1"]})
+    assert passes == [3, 3, 1, 1]  # BitFit's recipe is another one
