@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import nn
@@ -14,12 +14,13 @@ from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.data.task import Split, Task
 from subtuning_lab.nets.chain import Chain, frozen_copy, set_trainable
 from subtuning_lab.nets.inputs import logits_of, network_input
-from subtuning_lab.utils.validation import IMAGE_SIZE, SEED, Is, OneOf, Real, Rule, Whole, check_all, checked
+from subtuning_lab.utils.validation import IMAGE_SIZE, SEED, Is, OneOf, Real, Whole, checked
 
 NO_ADAPTATION, BN_STATISTICS = "no adaptation", "BatchNorm statistics"
 _BATCH = 256
 
 
+@checked
 @dataclass(frozen=True)
 class SourceNetwork:
     """The source network with its own readout: nothing is trained, no label is read.
@@ -29,21 +30,14 @@ class SourceNetwork:
             training images.
         prior: with "target", the source's statistics count as much as so many images do; at least 0.
 
-    Raises:
-        TypeError, ValueError: a value out of its range, by name.
-
     Source: Schneider et al. 2020; Nado et al. 2020 (prior 0). Deviation: the statistics are of the training images,
         taken once, and not of the images that are to be classified.
     """
 
-    statistics: str = "source"
-    prior: float = 0.0
+    statistics: Annotated[str, OneOf(("source", "target"))] = "source"
+    prior: Annotated[float, Real(0)] = 0.0
 
     head_start: ClassVar[str] = "source"
-    rules: ClassVar[dict[str, Rule]] = {"statistics": OneOf(("source", "target")), "prior": Real(0)}
-
-    def __post_init__(self) -> None:
-        check_all(vars(self), self.rules)
 
     @property
     def name(self) -> str:
@@ -60,14 +54,7 @@ class SourceNetwork:
     def fit(
         self, backbone: Chain, train: Split, num_classes: int, seed: int = 0, image_size: int | None = None
     ) -> FittedSource:
-        """Takes the training images' statistics, if that is asked for.
-
-        Args:
-            backbone: the source network; it is not changed.
-            train: training images, not augmented.
-            num_classes: outputs that the readout must have.
-            seed: of no effect.
-            image_size: side in pixels that images are resized to; None keeps their own.
+        """Takes the training images' statistics, if that is asked for, see `Method`.
 
         Raises:
             ValueError: no pretrained readout of so many classes.
@@ -111,10 +98,8 @@ def with_statistics(
     one sees what it will see in the adapted network. Mixtures of several batches are averaged.
 
     Args:
-        backbone: the pretrained chain; it is not changed.
         images: uint8 (n, 3, H, W), not augmented.
         prior: the source's statistics count as much as so many images do; at least 0.
-        image_size: side in pixels that images are resized to; None keeps their own.
 
     Raises:
         ValueError: a BatchNorm to which a batch brings one value per channel, which has no variance.
@@ -144,8 +129,8 @@ def with_statistics(
         network(network_input(network, images[rows], image_size))
     for hook in hooks:
         hook.remove()
-    for norm, own in mixtures.items():
-        norm.running_mean, norm.running_var = (torch.stack(tensors).mean(0) for tensors in zip(*own, strict=True))
+    for norm, pairs in mixtures.items():
+        norm.running_mean, norm.running_var = (torch.stack(tensors).mean(0) for tensors in zip(*pairs, strict=True))
     return network
 
 

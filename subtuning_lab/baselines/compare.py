@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -20,11 +20,13 @@ from subtuning_lab.study.keys import Method
 from subtuning_lab.study.study import Study
 from subtuning_lab.utils.containers import Blocks as BlocksRule
 from subtuning_lab.utils.containers import Mapped
-from subtuning_lab.utils.validation import Flag, Has, Is, OneOf, Several, Text, Whole, checked
+from subtuning_lab.utils.validation import Has, Is, OneOf, Several, Text, Whole, checked
 
 Search = GreedyResult | SearchResult  # a finished one
 
 _CHOSEN = "chosen"
+_SEARCHES = Mapped(Is((GreedyResult, SearchResult)), least=0, none=True)
+_OTHERS = Mapped(Several(Has(("name", "settings", "fit"), "a method")), least=0, none=True)
 
 
 @dataclass(frozen=True)
@@ -79,32 +81,20 @@ class _Door:
         return row if self.also_on is None else row | {"also_accuracy": study.accuracy_on(what, self.also_on).mean}
 
 
-@checked(
-    study=Is(Study),
-    methods=Several(Text(), least=0, none=True),
-    searches=Mapped(Is((GreedyResult, SearchResult)), least=0, none=True),
-    chosen=BlocksRule(none=True),
-    draws=Whole(1),
-    head2toe=Several(Is(Head2Toe), none=True),
-    subsets=Mapped(BlocksRule(), least=0, none=True),
-    others=Mapped(Several(Has(("name", "settings", "fit"), "a method")), least=0, none=True),
-    test=Flag(),
-    also_on=Is(Split, none=True),
-    seed=Whole(),
-)
+@checked
 def compare_methods(
     study: Study,
-    methods: Sequence[str] | None = None,
-    searches: Mapping[str, GreedyResult | SearchResult] | None = None,
+    methods: Annotated[Sequence[str] | None, Several(Text(), least=0, none=True)] = None,
+    searches: Annotated[Mapping[str, Search] | None, _SEARCHES] = None,
     *,
-    chosen: Iterable[str] | None = None,
-    draws: int = 10,
-    head2toe: Sequence[Head2Toe] | None = None,
-    subsets: Mapping[str, Iterable[str]] | None = None,
-    others: Mapping[str, Sequence[Method]] | None = None,
+    chosen: Annotated[Iterable[str] | None, BlocksRule(none=True)] = None,
+    draws: Annotated[int, Whole(1)] = 10,
+    head2toe: Annotated[Sequence[Head2Toe] | None, Several(Is(Head2Toe), none=True)] = None,
+    subsets: Annotated[Mapping[str, Iterable[str]] | None, Mapped(BlocksRule(), least=0, none=True)] = None,
+    others: Annotated[Mapping[str, Sequence[Method]] | None, _OTHERS] = None,
     test: bool = False,
     also_on: Split | None = None,
-    seed: int = 0,
+    seed: Annotated[int, Whole()] = 0,
 ) -> pd.DataFrame:
     """Scores methods on the folds of one study, and on its test split if asked.
 
@@ -142,16 +132,16 @@ def compare_methods(
     if unknown:
         raise ValueError(f"unknown method {unknown[0]!r}; there are {', '.join(method_names())}")
     if chosen is None:
-        chosen = next((found.blocks for found in searches.values()), None)
+        chosen = next((search.blocks for search in searches.values()), None)
     needy = [name for name in methods if _needs_chosen(name)]
     if needy and not chosen:
         raise ValueError(f"{needy[0]} goes by a chosen subset of at least one block: give `chosen`, or a search")
     like = None if chosen is None else tuple(chosen)
     others = {HEAD2TOE: list(head2toe or Head2Toe.grid())} | dict(others or {})
     door, rows = _Door(test, also_on), []
-    own = {name: in_order(study.backbone, blocks) for name, blocks in (subsets or {}).items()}
+    named = {name: in_order(study.backbone, blocks) for name, blocks in (subsets or {}).items()}
     plain = [name for name in methods if name in BASELINES and not BASELINES[name].choices]
-    if together := dict.fromkeys([*(_tuned_by(study, name, like) for name in plain), *own.values()]):
+    if together := dict.fromkeys([*(_tuned_by(study, name, like) for name in plain), *named.values()]):
         study.all_scores(list(together))  # in one pass a fold; the rows below read what it noted
     for name in [*methods, *(name for name in others if name != HEAD2TOE)]:
         if name in others:
@@ -162,8 +152,8 @@ def compare_methods(
             rows.append(_subset_row(study, name, stages(study.block_names), door))
         else:
             rows.append(_baseline_row(study, name, like, door))
-    rows += [_subset_row(study, name, [blocks], door) for name, blocks in own.items()]
-    rows += [_search_row(study, name, found, door) for name, found in searches.items()]
+    rows += [_subset_row(study, name, [blocks], door) for name, blocks in named.items()]
+    rows += [_search_row(study, name, search, door) for name, search in searches.items()]
     return pd.DataFrame(rows)
 
 
@@ -178,9 +168,9 @@ def stages(block_names: Sequence[str], count: int = 4) -> list[tuple[str, ...]]:
 
     Source: surgical finetuning (Lee et al. 2023), which tunes one of them.
     """
-    found = [tuple(group) for _, group in groupby(block_names, lambda name: name.rpartition(".")[0])]
-    if len(found) > 1:
-        return found
+    groups = [tuple(group) for _, group in groupby(block_names, lambda name: name.rpartition(".")[0])]
+    if len(groups) > 1:
+        return groups
     return [tuple(map(str, part)) for part in np.array_split(list(block_names), min(count, len(block_names)))]
 
 
@@ -194,9 +184,6 @@ def random_subsets(study: Study, like: Sequence[str], draws: int, by: str, seed:
         draws: how many; fewer where there are no more.
         by: "size" for as many blocks, "parameters" for a parameter count within 25 % of the chosen subset's.
         seed: of the draw.
-
-    Raises:
-        ValueError: another `by`, or no such subset.
     """
     names, generator = study.block_names, np.random.default_rng(seed)
     patterns = generator.random((_PATTERNS, len(names)))
@@ -206,8 +193,8 @@ def random_subsets(study: Study, like: Sequence[str], draws: int, by: str, seed:
         patterns = patterns < generator.random((_PATTERNS, 1))  # subsets of all sizes
         params, wanted = np.array([study.count_parameters([name]) for name in names]), study.count_parameters(like)
         patterns = patterns[abs(patterns @ params - wanted) <= _TOLERANCE * wanted]
-    own = tuple(name in set(like) for name in names)
-    different = [row for row in dict.fromkeys(map(tuple, patterns.tolist())) if row != own and any(row)]
+    chosen = tuple(name in set(like) for name in names)
+    different = [row for row in dict.fromkeys(map(tuple, patterns.tolist())) if row != chosen and any(row)]
     if not different:
         raise ValueError(f"no other subset has the {by} of {', '.join(like)}")
     return [tuple(name for name, tuned in zip(names, row, strict=True) if tuned) for row in different[:draws]]
@@ -217,7 +204,7 @@ def random_subsets(study: Study, like: Sequence[str], draws: int, by: str, seed:
 def grid_caption(study: Study) -> str:
     """What every method chose from, in words for a table's caption."""
     tried = {
-        name: sorted({getattr(own, name) for own in study.recipes}, key=str)
+        name: sorted({getattr(recipe, name) for recipe in study.recipes}, key=str)
         for name in ("lr", "head_lr", "weight_decay", "bn")
     }
     words = "; ".join(
@@ -254,12 +241,11 @@ def _subset_row(study: Study, name: str, subsets: Sequence[tuple[str, ...]], doo
     return row | {"settings": _settings(study, best["blocks"])} | door.scores(study, best["blocks"])
 
 
-def _search_row(study: Study, name: str, found: GreedyResult | SearchResult, door: _Door) -> dict[str, Any]:
-    tried = found.trace if isinstance(found, GreedyResult) else found.table
-    row = {"method": name, "blocks": found.blocks, "params": study.count_parameters(found.blocks)}
-    row |= {"accuracy": found.accuracy, "std": found.std, "n": found.n, "subsets": tried["blocks"].nunique()}
-    row |= {"trainings": found.cost.trainings, "seconds": found.cost.seconds, "flops": found.cost.flops}
-    return row | {"settings": _settings(study, found.blocks)} | door.scores(study, found.blocks)
+def _search_row(study: Study, name: str, search: Search, door: _Door) -> dict[str, Any]:
+    blocks, subsets = search.blocks, search.tried["blocks"].nunique()
+    row = {"method": name, "blocks": blocks, "params": study.count_parameters(blocks), "accuracy": search.accuracy}
+    row |= {"std": search.std, "n": search.n, "subsets": subsets, **vars(search.cost)}
+    return row | {"settings": _settings(study, blocks)} | door.scores(study, blocks)
 
 
 def _random_row(study: Study, name: str, like: tuple[str, ...], draws: int, seed: int, door: _Door) -> dict[str, Any]:
@@ -280,17 +266,15 @@ def _method_row(study: Study, name: str, grid: Sequence[Method], door: _Door) ->
     """A method that is no subset, with the best of its settings."""
     scores = study.method_scores(grid)
     best = grid[chosen_rows(scores.assign(place=scores["method"]), "method", nested=False)["place"].iloc[0]]
-    own = chosen_rows(scores, "method")  # each fold's settings chosen on the others, as for subsets
-    row = {"method": name, "blocks": (), "params": 0, "accuracy": own["accuracy"].mean(), "std": own["accuracy"].std()}
-    row |= {"n": len(own), "subsets": len(grid), "trainings": len(scores), "seconds": scores["seconds"].sum()}
-    told = ", ".join(f"{k} {v:g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in best.settings().items())
-    return row | {"flops": scores["flops"].sum(), "settings": told} | door.scores(study, best)
+    accuracy = chosen_rows(scores, "method")["accuracy"]  # each fold's settings chosen on the others, as for subsets
+    row = {"method": name, "blocks": (), "params": 0, "accuracy": accuracy.mean(), "std": accuracy.std()}
+    row |= {"n": len(accuracy), "subsets": len(grid), "trainings": len(scores), "seconds": scores["seconds"].sum()}
+    settings = ", ".join(f"{k} {v:g}" if isinstance(v, float | int) else f"{k} {v}" for k, v in best.settings().items())
+    return row | {"flops": scores["flops"].sum(), "settings": settings} | door.scores(study, best)
 
 
 def _settings(study: Study, blocks: Sequence[str]) -> str:
     """What of the recipe was chosen on the folds, in words."""
-    own, differing = study.recipe_of(blocks), []
-    for name, value in own.as_dict().items():
-        if len({getattr(recipe, name) for recipe in study.recipes}) > 1:
-            differing.append(f"{name} {value}")
-    return ", ".join(differing) or f"lr {own.lr:g}"
+    chosen, tried = study.recipe_of(blocks), [recipe.as_dict() for recipe in study.recipes]
+    differing = [f"{k} {v}" for k, v in chosen.as_dict().items() if len({settings[k] for settings in tried}) > 1]
+    return ", ".join(differing) or f"lr {chosen.lr:g}"

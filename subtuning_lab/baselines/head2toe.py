@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,13 +20,14 @@ from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.data.task import Split
 from subtuning_lab.nets.chain import Chain, frozen_copy
 from subtuning_lab.nets.inputs import network_input
-from subtuning_lab.utils.validation import IMAGE_SIZE, SEED, Is, OneOf, Real, Rule, Several, Whole, check_all, checked
+from subtuning_lab.utils.validation import IMAGE_SIZE, SEED, Is, OneOf, Real, Several, Whole, checked
 
 _BATCH, _STEPS = 64, 10_000
 _MAX_PREFIX = 8  # class and register tokens before the tokens of the grid; more than these means that there is no grid
 _SHARE, _C = Real(0, 1, above=True), Real(0, above=True)
 
 
+@checked
 @dataclass(frozen=True)
 class Head2Toe:
     """Features of every part of the frozen backbone, the most relevant share of them, and logistic regression on it.
@@ -42,9 +43,6 @@ class Head2Toe:
         scaling: "image" gives every image's features of one part norm 1, so that a narrow part's are large and soon
             chosen; "part" gives each part's features variance 1 in the mean, so that widths don't matter.
 
-    Raises:
-        TypeError, ValueError: a value out of its range, by name.
-
     Source: Evci, Dumoulin, Larochelle, Mozer, "Head2Toe" (ICML 2022). Deviations: outputs of the chain's parts are the
         features, none from inside a block, and all parts are pooled to one size; the group lasso is of squared error on
         one-hot labels, with a penalty relative to the largest useful one, not of cross-entropy by gradient descent;
@@ -52,25 +50,14 @@ class Head2Toe:
         is logistic regression to convergence, and the backbone is never tuned after it.
     """
 
-    pool: int = 512
-    share: float = 0.1
-    C: float = 1.0
-    sparsity: float = 0.1
-    scaling: str = "image"
+    pool: Annotated[int, Whole(1)] = 512
+    share: Annotated[float, _SHARE] = 0.1
+    C: Annotated[float, _C] = 1.0
+    sparsity: Annotated[float, Real(0, 1, above=True, below=True)] = 0.1
+    scaling: Annotated[str, OneOf(("image", "part"))] = "image"
     latest: Latest = field(default_factory=Latest, compare=False, repr=False)
 
     name: ClassVar[str] = "Head2Toe"
-    rules: ClassVar[dict[str, Rule]] = {
-        "pool": Whole(1),
-        "share": _SHARE,
-        "C": _C,
-        "sparsity": Real(0, 1, above=True, below=True),
-        "scaling": OneOf(("image", "part")),
-        "latest": Is(Latest),
-    }
-
-    def __post_init__(self) -> None:
-        check_all(vars(self), self.rules)
 
     @staticmethod
     @checked(pool=Whole(1), shares=Several(_SHARE), Cs=Several(_C))
@@ -92,20 +79,11 @@ class Head2Toe:
     def fit(
         self, backbone: Chain, train: Split, num_classes: int, seed: int = 0, image_size: int | None = None
     ) -> FittedHead2Toe:
-        """Chooses features on the training images and fits the readout on them.
-
-        Args:
-            backbone: the pretrained chain, on the device to compute features on; it is not changed.
-            train: training images, not augmented.
-            num_classes: outputs of the readout.
-            seed: of no effect.
-            image_size: side in pixels that images are resized to; None keeps their own.
+        """Chooses features on the training images and fits the readout on them, see `Method`.
 
         Raises:
             ValueError: labels out of range, or all the same; activations of a shape that can't be pooled.
         """
-        rules = {"num_classes": Whole(2), "image_size": Whole(1).or_none()}
-        check_all({"num_classes": num_classes, "image_size": image_size}, rules)
         check_labels(train.labels, range(num_classes), "train")
         if len(train.labels.unique()) < 2:
             raise ValueError(f"train has the one label {int(train.labels[0])}; a readout needs at least two")
@@ -172,8 +150,8 @@ class _Features:
             size, features = tuple(x.shape[-2:]), []
             for part in self.backbone.parts:
                 x = part(x)
-                own = pooled(x, self.pool, size).cpu().to(torch.float64, copy=True)  # a next part may write into x
-                features.append((F.normalize(own) if self.scaling == "image" else own).numpy())
+                values = pooled(x, self.pool, size).cpu().to(torch.float64, copy=True)  # a next part may write into x
+                features.append((F.normalize(values) if self.scaling == "image" else values).numpy())
             yield np.concatenate(features, axis=1), np.repeat(np.arange(len(features)), [f.shape[1] for f in features])
 
     def of_all(self, images: torch.Tensor | StreamedImages) -> tuple[np.ndarray, np.ndarray]:
@@ -214,9 +192,6 @@ def pooled(activation: torch.Tensor, pool: int, image: tuple[int, int]) -> torch
             (batch, features). Tokens before those of a grid, such as the class token, are kept as they are.
         pool: features to leave at most; at least one per channel, and the tokens before the grid, stay.
         image: (height, width) of the images in pixels, whose proportions tell positions from channels.
-
-    Raises:
-        ValueError: an activation of another number of axes.
     """
     if activation.dim() == 2:
         return activation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import pandas as pd
 import torch
@@ -22,7 +22,7 @@ from subtuning_lab.study.study import Blocks, Study
 from subtuning_lab.utils.containers import Table
 from subtuning_lab.utils.hashing import fingerprint_of
 from subtuning_lab.utils.random import Stream, seeded
-from subtuning_lab.utils.validation import Is, Real, Rule, Several, check_all, checked
+from subtuning_lab.utils.validation import Is, Real, Several, checked
 
 ALPHAS: tuple[float, ...] = tuple(step / 10 for step in range(11))
 _ALPHA, _CURVE = Real(0, 1), Table(("images",), ("alpha", "accuracy"))
@@ -43,9 +43,7 @@ def interpolate(tuned: TunedTask, alpha: float) -> TunedTask:
         stays the tuned one at every alpha.
 
     Raises:
-        TypeError: something that is no `TunedTask`, or an alpha that is no number.
-        ValueError: an alpha outside [0, 1], blocks that started at random weights, or ones of other shapes than the
-            pretrained blocks.
+        ValueError: blocks that started at random weights, or ones of other shapes than the pretrained blocks.
 
     Source: Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT, 2022), who interpolate all weights;
         here only the subset has two ends.
@@ -56,10 +54,11 @@ def interpolate(tuned: TunedTask, alpha: float) -> TunedTask:
     starts = {name: tuned.backbone.part(name).state_dict() for name in tuned.blocks}
     if recipe.get("head_start") == "source":
         starts["head"] = _source_readout(tuned)
-    weights = {name: _between(starts.get(name, own), own, alpha, name) for name, own in tuned.weights.items()}
+    weights = {name: _between(starts.get(name, ends), ends, alpha, name) for name, ends in tuned.weights.items()}
     return replace(tuned, weights=weights, provenance=tuned.provenance | {"alpha": float(alpha)}, scores={})
 
 
+@checked
 @dataclass(frozen=True)
 class Interpolated:
     """A subset tuned by a recipe, then interpolated with the pretrained weights: a method for `Study.test`.
@@ -71,21 +70,16 @@ class Interpolated:
         recipe: without early stopping, for which there are no images.
         alpha: as for `interpolate`.
         latest: where a training is kept for the others.
-
-    Raises:
-        TypeError, ValueError: an alpha out of range, or a recipe that stops early.
     """
 
     blocks: tuple[str, ...]
     recipe: Recipe
-    alpha: float
+    alpha: Annotated[float, _ALPHA]
     latest: Latest = field(default_factory=Latest, compare=False, repr=False)
 
     name: ClassVar[str] = "interpolated"
-    rules: ClassVar[dict[str, Rule]] = {"recipe": Is(Recipe), "alpha": _ALPHA, "latest": Is(Latest)}
 
     def __post_init__(self) -> None:
-        check_all(vars(self), self.rules)
         if self.recipe.patience is not None:
             raise ValueError(f"patience is {self.recipe.patience}; interpolation needs recipes with patience None")
 
@@ -101,15 +95,7 @@ class Interpolated:
     def fit(
         self, backbone: Chain, train: Split, num_classes: int, seed: int = 0, image_size: int | None = None
     ) -> FittedInterpolation:
-        """Tunes the subset, or takes the latest training on these images, and goes back to alpha.
-
-        Args:
-            backbone: the pretrained chain, on the device to train on; it is not changed.
-            train: training images.
-            num_classes: outputs of the readout.
-            seed: of the training.
-            image_size: of the recipe; no other is possible.
-        """
+        """Tunes the subset, or takes the latest training on these images, and goes back to alpha, see `Method`."""
         readout = None if backbone.source_head is None else fingerprint_of({"head": backbone.source_head}, (), ())
         key = (backbone.fingerprint, readout, self.blocks, self.recipe, num_classes, seed, backbone.mean.device)
         tuned = self.latest.of(train, key, lambda: _fit(self, backbone, train, num_classes, seed))
@@ -151,9 +137,6 @@ def interpolation_curve(study: Study, blocks: Blocks, clean: Split, alphas: Sequ
         One row per alpha, seed and measurement: `alpha`, `images` ("target": validation images of one of the study's
         folds; "clean"), `fold` (missing for "clean"), `seed`, `accuracy`. An alpha may be chosen by the rows of
         "target"; the study's test images are not looked at.
-
-    Raises:
-        ValueError: no alphas or wrong ones, or clean images that `Study.accuracy_on` refuses.
     """
     methods = interpolated(study, blocks, alphas)
     held_out = study.method_scores(methods).assign(images="target")
@@ -202,11 +185,11 @@ def best_alpha(table: pd.DataFrame) -> float:
     return float(means.idxmax())
 
 
-def _fit(own: Interpolated, backbone: Chain, train: Split, num_classes: int, seed: int) -> TunedTask:
-    recipe = own.recipe
-    (fit,) = fit_together(backbone, [own.blocks], train, recipe, num_classes=num_classes, seed=seed)
+def _fit(method: Interpolated, backbone: Chain, train: Split, num_classes: int, seed: int) -> TunedTask:
+    recipe = method.recipe
+    (fit,) = fit_together(backbone, [method.blocks], train, recipe, num_classes=num_classes, seed=seed)
     provenance = {"recipe": recipe.as_dict(), "seed": seed}
-    classes, siamese = tuple(map(str, range(num_classes))), recipe.siamese and bool(own.blocks)
+    classes, siamese = tuple(map(str, range(num_classes))), recipe.siamese and bool(method.blocks)
     shape = {"siamese": siamese, "head_depth": recipe.head_depth}
     return TunedTask(backbone, fit.blocks, fit.weights, classes, recipe.image_size, provenance, **shape)
 

@@ -39,9 +39,6 @@ def augment(images: torch.Tensor, name: str, size: int | None, generator: torch.
 
     Returns:
         Float (batch, 3, size, size).
-
-    Raises:
-        TypeError, ValueError: an unknown name, another size or generator.
     """
     if name == "none":
         return resize_to(images, size)

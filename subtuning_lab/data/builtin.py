@@ -38,8 +38,6 @@ def generated(kind: str, train_size: int, test_size: int, seed: int) -> Listing:
         kind: a name in `GENERATED`.
         train_size, test_size: number of images.
         seed: of the training images.
-    Raises:
-        ValueError: fewer training images than classes.
     """
     from subtuning_lab.data.synthetic import KINDS, synthetic_images
 

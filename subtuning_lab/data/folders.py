@@ -403,8 +403,8 @@ def _read_array(root: Path, name: str) -> np.ndarray:
         raise FileNotFoundError(f"folder not found: {root}")
     file = root / f"{name}.npy"
     if not file.is_file():
-        found = sorted(path.stem for path in root.glob("*.npy"))
-        raise FileNotFoundError(f"{file} not found; the .npy files of {root} are {found}")
+        names = sorted(path.stem for path in root.glob("*.npy"))
+        raise FileNotFoundError(f"{file} not found; the .npy files of {root} are {names}")
     try:
         array = np.load(file, mmap_mode="r")
     except Exception as error:  # what damaged headers raise is of many kinds

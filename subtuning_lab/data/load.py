@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
@@ -20,7 +21,7 @@ from subtuning_lab.data.task import Split, Task, warn_of_shared
 from subtuning_lab.data.torchvision_sets import PUBLISHED, VTAB, published, vtab_sized
 from subtuning_lab.utils.memory import free_main_memory
 from subtuning_lab.utils.text import printable
-from subtuning_lab.utils.validation import Flag, Is, Text, Whole, checked
+from subtuning_lab.utils.validation import Is, Text, Whole, checked
 
 _SPEC = re.compile(r"(.*?)((?:\+[^+@/]+@[^+@/]*)*)", re.DOTALL)
 _PATTERNS = {
@@ -37,27 +38,17 @@ def task_names() -> dict[str, str]:
     return DIGITS | GENERATED | {name: entry.description for name, entry in PUBLISHED.items()} | VTAB | _PATTERNS
 
 
-@checked(
-    spec=Text(),
-    train_size=Whole(2, none=True),
-    test_size=Whole(1, none=True),
-    seed=Whole(0, 2**31 - 1),
-    image_size=Whole(1, LARGEST_SIZE, none=True),
-    data_dir=Is((str, Path), none=True),
-    download=Flag(),
-    memory_limit=Whole(0, none=True),
-    progress=Flag(),
-)
+@checked
 def load_task(
-    spec: str,
+    spec: Annotated[str, Text()],
     *,
-    train_size: int | None = None,
-    test_size: int | None = None,
-    seed: int = 0,
-    image_size: int | None = None,
-    data_dir: str | Path | None = None,
+    train_size: Annotated[int | None, Whole(2, none=True)] = None,
+    test_size: Annotated[int | None, Whole(1, none=True)] = None,
+    seed: Annotated[int, Whole(0, 2**31 - 1)] = 0,
+    image_size: Annotated[int | None, Whole(1, LARGEST_SIZE, none=True)] = None,
+    data_dir: Annotated[str | Path | None, Is((str, Path), none=True)] = None,
     download: bool = True,
-    memory_limit: int | None = None,
+    memory_limit: Annotated[int | None, Whole(0, none=True)] = None,
     progress: bool = True,
 ) -> Task:
     """Load a task by name, from a folder of images, from VTAB-1k's lists, or from CIFAR-10-C's arrays.

@@ -189,11 +189,7 @@ KINDS: dict[str, tuple[tuple[str, ...], MaskFamily]] = {  # of images: names of 
 
 @checked(kind=OneOf(tuple(KINDS)))
 def synthetic_images(kind: str, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw `n` images of one kind; arguments and result as of `draw`, labels as in `KINDS`.
-
-    Raises:
-        TypeError, ValueError: an unknown kind, or `n` or `seed` out of range.
-    """
+    """Draw `n` images of one kind; arguments and result as of `draw`, labels as in `KINDS`."""
     classes, masks = KINDS[kind]
     return draw(masks, len(classes), n, seed)
 

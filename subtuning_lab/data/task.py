@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -25,11 +25,12 @@ from subtuning_lab.data.corruptions.registry import corrupt
 from subtuning_lab.data.images import Items, StreamedImages, count_shared
 from subtuning_lab.data.splits import fold_pairs, stratified_choice
 from subtuning_lab.utils.text import printable
-from subtuning_lab.utils.validation import Is, Rule, Several, Text, Whole, check_all, checked, shown
+from subtuning_lab.utils.validation import Is, Several, Text, Whole, checked, shown
 
 Integers = np.ndarray | torch.Tensor | Sequence[int]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Split:
     """Images with their labels.
@@ -39,13 +40,10 @@ class Split:
         labels: int64 tensor (n,).
     """
 
-    images: torch.Tensor | StreamedImages
-    labels: torch.Tensor
-
-    rules: ClassVar[dict[str, Rule]] = {"images": Is((torch.Tensor, StreamedImages)), "labels": Is(torch.Tensor)}
+    images: Annotated[torch.Tensor | StreamedImages, Is((torch.Tensor, StreamedImages))]
+    labels: Annotated[torch.Tensor, Is(torch.Tensor)]
 
     def __post_init__(self) -> None:
-        check_all(vars(self), self.rules)
         check_uint8_rgb(self.images)
         if self.labels.dtype != torch.int64 or self.labels.dim() != 1:
             raise ValueError(f"labels must be int64 (n,), got {self.labels.dtype} {tuple(self.labels.shape)}")
@@ -79,6 +77,7 @@ class Split:
         return Split(images, self.labels)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Task:
     """What a backbone is adapted to: selection sees folds of `train` only, `test` is for the end.
@@ -97,24 +96,14 @@ class Task:
             range, sizes that differ.
     """
 
-    name: str
-    classes: tuple[str, ...]
+    name: Annotated[str, Text()]
+    classes: Annotated[tuple[str, ...], Several(Text(), least=2, unique=True)]
     train: Split
     test: Split | None
-    validation: torch.Tensor | None = None
-    source: str | None = None
-
-    rules: ClassVar[dict[str, Rule]] = {
-        "name": Text(),
-        "classes": Several(Text(), least=2, unique=True),
-        "train": Is(Split),
-        "test": Is(Split, none=True),
-        "validation": Is(torch.Tensor, none=True),
-        "source": Text(none=True),
-    }
+    validation: Annotated[torch.Tensor | None, Is(torch.Tensor, none=True)] = None
+    source: Annotated[str | None, Text(none=True)] = None
 
     def __post_init__(self) -> None:
-        check_all(vars(self), self.rules)
         if isinstance(self.classes, Set):
             raise TypeError(f"classes is {shown(self.classes)}; it must be a list: a set has no order")
         object.__setattr__(self, "classes", tuple(str(name) for name in self.classes))

@@ -163,9 +163,9 @@ def vtab_sized(name: str, root: Path, download: bool, advice: str = "") -> Listi
 
 def _with_background(classes: tuple[str, ...], part: Part, root: Path) -> tuple[tuple[str, ...], Part]:
     """Caltech-101 with its 102nd class, which torchvision's object leaves out although it wants its folder."""
-    found = sorted((root / "caltech101" / "101_ObjectCategories" / _BACKGROUND).glob("image_*.jpg"))
-    labels = np.full(len(found), len(classes), dtype=np.int64)
-    return (*classes, _BACKGROUND), _joined([part, Part(found, labels)])
+    files = sorted((root / "caltech101" / "101_ObjectCategories" / _BACKGROUND).glob("image_*.jpg"))
+    labels = np.full(len(files), len(classes), dtype=np.int64)
+    return (*classes, _BACKGROUND), _joined([part, Part(files, labels)])
 
 
 def _caltech_parts(classes: Sequence[str], whole: Part) -> tuple[Part, Part]:

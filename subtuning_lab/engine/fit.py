@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from subtuning_lab.engine.trainable import check_adapters, new_head, plain_part,
 from subtuning_lab.nets.chain import Chain, copy_weights, fork_of, in_order, put_parts, set_trainable, subset_of
 from subtuning_lab.nets.heads import Start
 from subtuning_lab.nets.inputs import fast_layout
-from subtuning_lab.utils.validation import Flag, Is, OneOf, Whole, checked
+from subtuning_lab.utils.validation import Is, OneOf, Whole, checked
 
 #: part of every record's key: raise it whenever the same call may give other numbers than before
 ENGINE_VERSION = 3
@@ -64,34 +65,21 @@ class Fit:
 Fits = dict[int, Fit]  # by place among the candidates
 
 
-@checked(
-    backbone=Is((Chain, Prepared)),
-    subsets=Is(Collection),
-    train=Is(Split),
-    recipe=Is((Recipe, Sequence)),
-    num_classes=Whole(2),
-    validation=Is(Split, none=True),
-    seed=Whole(),
-    engine=OneOf(ENGINES),
-    fold=Flag(),
-    memory_limit=Whole(none=True),
-    on_step=Is(Callable, none=True),
-    on_pass=Is(Callable, none=True),
-)
+@checked
 def fit_together(
-    backbone: Chain | Prepared,
-    subsets: Sequence[Iterable[str]],
+    backbone: Annotated[Chain | Prepared, Is((Chain, Prepared))],
+    subsets: Annotated[Sequence[Iterable[str]], Is(Collection)],
     train: Split,
-    recipe: Recipe | Sequence[Recipe],
+    recipe: Annotated[Recipe | Sequence[Recipe], Is((Recipe, Sequence))],
     *,
-    num_classes: int,
+    num_classes: Annotated[int, Whole(2)],
     validation: Split | None = None,
-    seed: int = 0,
-    engine: str = "one_pass",
+    seed: Annotated[int, Whole()] = 0,
+    engine: Annotated[str, OneOf(ENGINES)] = "one_pass",
     fold: bool = True,
-    memory_limit: int | None = None,
-    on_step: Callable[[int], None] | None = None,
-    on_pass: Callable[[dict[int, Fit]], None] | None = None,
+    memory_limit: Annotated[int | None, Whole(none=True)] = None,
+    on_step: Annotated[Callable[[int], None] | None, Is(Callable, none=True)] = None,
+    on_pass: Annotated[Callable[[dict[int, Fit]], None] | None, Is(Callable, none=True)] = None,
 ) -> list[Fit]:
     """Trains every subset from the pretrained weights, all on the same batches in the same order.
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 from subtuning_lab.data.augment import AUGMENTATIONS
 from subtuning_lab.nets.chain import BN_MODES, BatchNormMode
-from subtuning_lab.utils.validation import Flag, Is, OneOf, Real, Rule, Several, Whole, check_all, checked
+from subtuning_lab.utils.validation import Flag, Is, OneOf, Real, Several, Whole, checked
 
 #: what all subsets of a pass have in common; recipes may differ in the rest
 SHARED_FIELDS = ("epochs", "batch_size", "warmup", "augment", "image_size", "precision", "patience")
@@ -17,6 +17,7 @@ SHARED_FIELDS = ("epochs", "batch_size", "warmup", "augment", "image_size", "pre
 _OF_TUNED_BLOCKS = ("params", "adapter", "rank", "lora_targets", "lr_decay", "lr_scaling", "siamese", "init")
 
 
+@checked
 @dataclass(frozen=True)
 class Recipe:
     """AdamW with linear warm-up and a cosine schedule down to zero.
@@ -54,66 +55,36 @@ class Recipe:
         class_weights: "balanced" counts an image's training loss n / (classes * images of its class) times, with the
             classes that occur among the n training images, so that each class has the same say; or "none".
 
-    Raises:
-        TypeError, ValueError: a value of a wrong type or out of its range, by name; two that contradict each other.
-
     Source: PAPER "SubTuning"; from `params` on they are the baselines' (BitFit, LoRA, IA3, layer-wise decay, surgical
         finetuning's Auto-RGN, LP-FT) and the ablations' (Siamese readout, re-initialized blocks). `class_weights` as
         in scikit-learn's `compute_class_weight`.
     """
 
-    epochs: int = 20
-    lr: float = 1e-3
-    weight_decay: float = 1e-2
-    batch_size: int = 64
-    bn: BatchNormMode = "batch"
-    head_lr: float | None = None
-    warmup: float = 0.1
-    label_smoothing: float = 0.0
-    augment: str = "none"
-    image_size: int | None = None
-    precision: str = "float32"
-    patience: int | None = None
-    params: str = "all"
-    adapter: str | None = None
-    rank: int = 8
-    lr_decay: float = 1.0
-    lr_scaling: str = "none"
-    head_start: str = "random"
+    epochs: Annotated[int, Whole(1, 100_000)] = 20
+    lr: Annotated[float, Real(0, above=True)] = 1e-3
+    weight_decay: Annotated[float, Real(0)] = 1e-2
+    batch_size: Annotated[int, Whole(1, 1_000_000)] = 64
+    bn: Annotated[BatchNormMode, OneOf(BN_MODES)] = "batch"
+    head_lr: Annotated[float | None, Real(0, above=True, none=True)] = None
+    warmup: Annotated[float, Real(0, 1, below=True)] = 0.1
+    label_smoothing: Annotated[float, Real(0, 1, below=True)] = 0.0
+    augment: Annotated[str, OneOf(tuple(AUGMENTATIONS))] = "none"
+    image_size: Annotated[int | None, Whole(1, 4096, none=True)] = None
+    precision: Annotated[str, OneOf(("float32", "bf16"))] = "float32"
+    patience: Annotated[int | None, Whole(1, 100_000, none=True)] = None
+    params: Annotated[str, OneOf(("all", "bias", "norm"))] = "all"
+    adapter: Annotated[str | None, OneOf((None, "lora", "ia3", "ln_tuning"))] = None
+    rank: Annotated[int, Whole(1, 4096)] = 8
+    lr_decay: Annotated[float, Real(0, 1, above=True)] = 1.0
+    lr_scaling: Annotated[str, OneOf(("none", "rgn"))] = "none"
+    head_start: Annotated[str, OneOf(("random", "probe", "source"))] = "random"
     siamese: bool = False
-    init: str = "pretrained"
-    head_depth: int = 1
-    lora_targets: str = "all"
-    class_weights: str = "none"
-
-    rules: ClassVar[dict[str, Rule]] = {
-        "epochs": Whole(1, 100_000),
-        "lr": Real(0, above=True),
-        "weight_decay": Real(0),
-        "batch_size": Whole(1, 1_000_000),
-        "bn": OneOf(BN_MODES),
-        "head_lr": Real(0, above=True, none=True),
-        "warmup": Real(0, 1, below=True),
-        "label_smoothing": Real(0, 1, below=True),
-        "augment": OneOf(tuple(AUGMENTATIONS)),
-        "image_size": Whole(1, 4096, none=True),
-        "precision": OneOf(("float32", "bf16")),
-        "patience": Whole(1, 100_000, none=True),
-        "params": OneOf(("all", "bias", "norm")),
-        "adapter": OneOf((None, "lora", "ia3", "ln_tuning")),
-        "rank": Whole(1, 4096),
-        "lr_decay": Real(0, 1, above=True),
-        "lr_scaling": OneOf(("none", "rgn")),
-        "head_start": OneOf(("random", "probe", "source")),
-        "siamese": Flag(),
-        "init": OneOf(("pretrained", "random")),
-        "head_depth": Whole(1, 16),
-        "lora_targets": OneOf(("all", "attention")),
-        "class_weights": OneOf(("none", "balanced")),
-    }
+    init: Annotated[str, OneOf(("pretrained", "random"))] = "pretrained"
+    head_depth: Annotated[int, Whole(1, 16)] = 1
+    lora_targets: Annotated[str, OneOf(("all", "attention"))] = "all"
+    class_weights: Annotated[str, OneOf(("none", "balanced"))] = "none"
 
     def __post_init__(self) -> None:
-        check_all(vars(self), self.rules)
         for name, rule in self.rules.items():  # numpy's numbers could not be written into records
             kind = {Whole: int, Real: float, Flag: bool}.get(type(rule))
             if kind is not None and getattr(self, name) is not None:
@@ -158,9 +129,6 @@ def recipe_grid(recipe: Recipe, **choices: Sequence[Any]) -> list[Recipe]:
     Args:
         recipe: what all have in common.
         choices: a field of the recipe each, with the values to try, e.g. `lr=[1e-3, 3e-3], bn=["batch", "frozen"]`.
-
-    Raises:
-        TypeError, ValueError: an unknown field, no values for one, or a value out of its range.
     """
     unknown = sorted(set(choices) - set(_DEFAULTS))
     if unknown:

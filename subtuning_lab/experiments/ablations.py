@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import pandas as pd
 
@@ -13,11 +12,11 @@ from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.experiments.tables import group_summary, paired_differences
 from subtuning_lab.nets.chain import Chain, in_order
 from subtuning_lab.search.candidates import candidate_table
-from subtuning_lab.study.records import Records
-from subtuning_lab.study.study import Blocks, Study
+from subtuning_lab.study.records import opened
+from subtuning_lab.study.study import Blocks, Folds, Shown, Store, Study
 from subtuning_lab.utils.containers import Blocks as BlocksRule
 from subtuning_lab.utils.containers import Mapped, Table
-from subtuning_lab.utils.validation import Flag, Is, OneOf, Several, Text, Whole, checked
+from subtuning_lab.utils.validation import Is, OneOf, Several, Text, Whole, checked
 
 SUBTUNING = "SubTuning"
 #: fields of the recipe that an ablation changes, by its name; a list is tried on the folds
@@ -31,30 +30,20 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@checked(
-    backbone=Is(Chain),
-    task=Is(Task),
-    subsets=Mapped(BlocksRule()),
-    variants=Mapped(Mapped(least=0)),
-    size=Whole(2),
-    recipes=Several(Is(Recipe)),
-    folds=Whole(1),
-    repeats=Whole(1),
-    test=Flag(),
-)
+@checked
 def ablate(
     backbone: Chain,
     task: Task,
-    subsets: Mapping[str, Blocks],
-    variants: Mapping[str, Mapping[str, Any]],
-    size: int,
-    recipes: Sequence[Recipe],
+    subsets: Annotated[Mapping[str, Blocks], Mapped(BlocksRule())],
+    variants: Annotated[Mapping[str, Mapping[str, Any]], Mapped(Mapped(least=0))],
+    size: Annotated[int, Whole(2)],
+    recipes: Annotated[Sequence[Recipe], Several(Is(Recipe))],
     *,
-    folds: int = 5,
-    repeats: int = 3,
+    folds: Folds = 5,
+    repeats: Annotated[int, Whole(1)] = 3,
     test: bool = True,
-    records: str | Path | Records | None = None,
-    progress: bool | Callable[[int, int], None] = True,
+    records: Store = None,
+    progress: Shown = True,
 ) -> pd.DataFrame:
     """Trains subsets in several variants, each repetition with training images and a seed of its own.
 
@@ -78,21 +67,17 @@ def ablate(
         them, `subsets` (1), `train_size`, `repeat`, and with `test` also `test_accuracy`. Rows of one subset are what
         `summarize_repeats` takes.
 
-    Raises:
-        ValueError: no subsets or no variants, unknown blocks or fields, numbers out of range.
-        ImportError: an adapter without the extra `peft`.
-
     Source: PAPER "Ablations"; its numbers were not found in a readable source.
     """
     named = {label: in_order(backbone, blocks) for label, blocks in subsets.items()}
-    store = records if isinstance(records, Records) else Records(records or ":memory:")
+    store = opened(records)
     tables = []
     for repeat in range(repeats):
         options = {"folds": folds, "seeds": (repeat,), "records": store, "progress": progress}
         study = Study(backbone, task.subset(size, seed=repeat), recipes, **options)
         for variant, choices in variants.items():
-            own = _scored(study.variant(**choices), named, test)
-            tables.append(own.assign(method=variant, train_size=size, repeat=repeat))
+            scored = _scored(study.variant(**choices), named, test)
+            tables.append(scored.assign(method=variant, train_size=size, repeat=repeat))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -114,9 +99,6 @@ def variant_differences(
     Returns:
         One row per subset: `subset`, `variant`, `train_size`, `difference`, `std` (of the repetitions' differences),
         `error` (standard error of the mean), `n` (repetitions).
-
-    Raises:
-        ValueError: a column or a variant that the table doesn't have, or not in all repetitions.
     """
     _check_column(table, by)
     return paired_differences(table, variant, other, within=["subset"], of=by).assign(variant=variant)

@@ -6,9 +6,9 @@ Strategies are margin, entropy, BADGE and chance, by what a tuned network makes 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,6 @@ from subtuning_lab.data.images import StreamedImages
 from subtuning_lab.data.splits import stratified_choice
 from subtuning_lab.data.task import Task
 from subtuning_lab.engine.fit import ENGINE_VERSION
-from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.experiments.low_data import GREEDY
 from subtuning_lab.experiments.tables import group_summary, paired_differences
 from subtuning_lab.inference.tuned_task import TunedTask
@@ -28,9 +27,9 @@ from subtuning_lab.nets.chain import Chain, in_order
 from subtuning_lab.nets.inputs import logits_of
 from subtuning_lab.search.greedy import greedy_subtuning
 from subtuning_lab.search.racing import Halving, Race
-from subtuning_lab.study.records import Records, record_key
-from subtuning_lab.study.study import Blocks, Study
-from subtuning_lab.utils.containers import Either, Mapped, Table
+from subtuning_lab.study.records import Records, opened, record_key
+from subtuning_lab.study.study import Blocks, Folds, Recipes, Shown, Store, Study
+from subtuning_lab.utils.containers import Mapped, Table
 from subtuning_lab.utils.validation import Is, OneOf, Several, Text, Whole, checked
 
 RANDOM, MARGIN, ENTROPY, BADGE = "random", "margin", "entropy", "BADGE"
@@ -40,32 +39,21 @@ _QUERIES = Table(("method", "strategy", "train_size", "repeat"), ("round", "test
 METHODS: dict[str, Blocks] = {"linear probing": (), "full finetuning": "all", GREEDY: GREEDY}
 
 
-@checked(
-    backbone=Is(Chain),
-    task=Is(Task),
-    added_labels=Several(Whole(1)),
-    recipes=Either(Is(Recipe), Several(Is(Recipe))),
-    methods=Mapped(none=True),
-    strategies=Several(_STRATEGY, unique=True),
-    folds=Whole(1),
-    repeats=Whole(1),
-    max_blocks=Whole(1, none=True),
-    race=Is((Race, Halving), none=True),
-)
+@checked
 def active_learning(
     backbone: Chain,
     task: Task,
-    added_labels: Sequence[int],
-    recipes: Recipe | Sequence[Recipe],
-    methods: Mapping[str, Blocks] | None = None,
-    strategies: Sequence[str] = ("random", "margin"),
+    added_labels: Annotated[Sequence[int], Several(Whole(1))],
+    recipes: Recipes,
+    methods: Annotated[Mapping[str, Blocks] | None, Mapped(none=True)] = None,
+    strategies: Annotated[Sequence[str], Several(_STRATEGY, unique=True)] = ("random", "margin"),
     *,
-    folds: int = 2,
-    repeats: int = 3,
-    max_blocks: int | None = None,
-    race: Race | Halving | None = None,
-    records: str | Records | None = None,
-    progress: bool | Callable[[int, int], None] = True,
+    folds: Folds = 2,
+    repeats: Annotated[int, Whole(1)] = 3,
+    max_blocks: Annotated[int | None, Whole(1, none=True)] = None,
+    race: Annotated[Race | Halving | None, Is((Race, Halving), none=True)] = None,
+    records: Store = None,
+    progress: Shown = True,
 ) -> pd.DataFrame:
     """Labels images round by round, each time those that the network tuned on the labels so far asks for.
 
@@ -99,7 +87,7 @@ def active_learning(
     Source: PAPER, ablations, where one block is tuned and the margin asks.
     """
     methods = METHODS if methods is None else methods
-    store = records if isinstance(records, Records) else Records(records or ":memory:")
+    store = opened(records)
     pool = _Pool(backbone, task, recipes, folds, store, progress)
     _check_plan(pool, added_labels, methods)
     rows = []
@@ -109,13 +97,13 @@ def active_learning(
         for method, blocks in methods.items():
             spent = 0.0
             if isinstance(blocks, str) and blocks == GREEDY:
-                found = greedy_subtuning(study, max_blocks=max_blocks, race=race)
-                blocks, spent = found.blocks, found.cost.seconds
+                search = greedy_subtuning(study, max_blocks=max_blocks, race=race)
+                blocks, spent = search.blocks, search.cost.seconds
             start = pool.row(study, blocks, first, spent)
             for strategy in strategies:
-                own = {"strategy": strategy, "method": method, "repeat": repeat}
+                place = {"strategy": strategy, "method": method, "repeat": repeat}
                 rounds = _rounds(pool, study, start, added_labels[1:], strategy)
-                rows += [own | {"round": number} | row for number, row in enumerate(rounds)]
+                rows += [place | {"round": number} | row for number, row in enumerate(rounds)]
     return pd.DataFrame(rows)
 
 
@@ -144,9 +132,6 @@ def strategy_differences(table: pd.DataFrame, strategy: str = "margin", other: s
 
     Returns:
         Rows of `method_differences` with `method`, without those of the first images, which all strategies share.
-
-    Raises:
-        ValueError: a strategy that the table doesn't have.
     """
     return paired_differences(table[table["round"] > 0], strategy, other, "strategy", within=["method"])
 
@@ -157,15 +142,15 @@ class _Pool:
 
     backbone: Chain
     task: Task
-    recipes: Recipe | Sequence[Recipe]
+    recipes: Recipes
     folds: int
     records: Records
-    progress: bool | Callable[[int, int], None]
+    progress: Shown
 
     def study(self, labelled: Sequence[int], seed: int) -> Study:
         """A study of the images that have labels, in the pool's order whatever the order of asking."""
-        own = self.task.train.take(torch.tensor(sorted(labelled)))
-        counts = torch.bincount(own.labels, minlength=self.task.num_classes)
+        train = self.task.train.take(torch.tensor(sorted(labelled)))
+        counts = torch.bincount(train.labels, minlength=self.task.num_classes)
         rarest, fewest = self.task.classes[int(counts.argmin())], int(counts.min())
         if fewest < 2:
             raise ValueError(
@@ -174,7 +159,7 @@ class _Pool:
             )
         options = {"folds": min(self.folds, fewest), "records": self.records, "progress": self.progress}
         return Study(
-            self.backbone, replace(self.task, train=own, validation=None), self.recipes, seeds=(seed,), **options
+            self.backbone, replace(self.task, train=train, validation=None), self.recipes, seeds=(seed,), **options
         )
 
     def row(self, study: Study, blocks: Blocks, queried: Sequence[int], spent: float) -> dict[str, Any]:
@@ -204,13 +189,13 @@ class _Pool:
         asked |= {"backbone": self.backbone.fingerprint, "blocks": blocks, "engine": ENGINE_VERSION}
         asked |= {"recipe": study.recipe_of(blocks).as_dict(), "folds": study.n_folds}
         key = record_key(asked)
-        found = self.records.get_choice(key)
-        if found is None:
+        answer = self.records.get_choice(key)
+        if answer is None:
             start = time.perf_counter()
             chosen = query_images(study.fit(blocks), images, size, strategy, **fixed)
-            found = {"images": chosen, "seconds": time.perf_counter() - start}
-            self.records.put_choice(key, found, asked)
-        return tuple(found["images"]), found["seconds"]
+            answer = {"images": chosen, "seconds": time.perf_counter() - start}
+            self.records.put_choice(key, answer, asked)
+        return tuple(answer["images"]), answer["seconds"]
 
 
 def _rounds(
@@ -247,22 +232,15 @@ def strategy_names() -> tuple[str, ...]:
     return tuple(_STRATEGY.options)
 
 
-@checked(
-    tuned=Is(TunedTask, none=True),
-    images=Is((torch.Tensor, StreamedImages)),
-    size=Whole(1),
-    strategy=_STRATEGY,
-    labelled=Several(Whole(), least=0, unique=True),
-    seed=Whole(),
-)
+@checked
 def query_images(
     tuned: TunedTask | None,
-    images: torch.Tensor | StreamedImages,
-    size: int,
-    strategy: str = "margin",
+    images: Annotated[torch.Tensor | StreamedImages, Is((torch.Tensor, StreamedImages))],
+    size: Annotated[int, Whole(1)],
+    strategy: Annotated[str, _STRATEGY] = "margin",
     *,
-    labelled: Sequence[int] = (),
-    seed: int = 0,
+    labelled: Annotated[Sequence[int], Several(Whole(), least=0, unique=True)] = (),
+    seed: Annotated[int, Whole()] = 0,
 ) -> tuple[int, ...]:
     """The images to label next, by a network in eval mode that sees them without augmentation.
 

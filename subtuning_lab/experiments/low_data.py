@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 
@@ -22,46 +22,33 @@ from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.experiments.tables import COSTS, group_summary
 from subtuning_lab.nets.chain import Chain
 from subtuning_lab.search.exhaustive import best_window
-from subtuning_lab.search.greedy import GreedyResult, greedy_subtuning
+from subtuning_lab.search.greedy import greedy_subtuning
 from subtuning_lab.search.racing import Halving, Race
-from subtuning_lab.study.records import Records
-from subtuning_lab.study.study import Study
+from subtuning_lab.study.records import opened
+from subtuning_lab.study.study import Folds, Shown, Store, Study
 from subtuning_lab.utils.containers import Table
-from subtuning_lab.utils.validation import Flag, Is, OneOf, Several, Whole, checked
+from subtuning_lab.utils.validation import Is, OneOf, Several, Whole, checked
 
 GREEDY, BEST_WINDOW = "greedy", "best window"
 
 
-@checked(
-    backbone=Is(Chain),
-    task=Is(Task),
-    sizes=Several(Whole(2)),
-    recipes=Several(Is(Recipe)),
-    methods=Several(OneOf((*method_names(), GREEDY, BEST_WINDOW)), unique=True),
-    folds=Whole(1),
-    repeats=Whole(1),
-    max_blocks=Whole(1, none=True),
-    max_window=Whole(1, none=True),
-    race=Is((Race, Halving), none=True),
-    draws=Whole(1),
-    pilot=Flag(),
-)
+@checked
 def low_data_curves(
     backbone: Chain,
     task: Task,
-    sizes: Sequence[int],
-    recipes: Sequence[Recipe],
-    methods: Sequence[str],
+    sizes: Annotated[Sequence[int], Several(Whole(2))],
+    recipes: Annotated[Sequence[Recipe], Several(Is(Recipe))],
+    methods: Annotated[Sequence[str], Several(OneOf((*method_names(), GREEDY, BEST_WINDOW)), unique=True)],
     *,
-    folds: int = 5,
-    repeats: int = 3,
-    max_blocks: int | None = None,
-    max_window: int | None = 3,
-    race: Race | Halving | None = None,
-    draws: int = 3,
+    folds: Folds = 5,
+    repeats: Annotated[int, Whole(1)] = 3,
+    max_blocks: Annotated[int | None, Whole(1, none=True)] = None,
+    max_window: Annotated[int | None, Whole(1, none=True)] = 3,
+    race: Annotated[Race | Halving | None, Is((Race, Halving), none=True)] = None,
+    draws: Annotated[int, Whole(1)] = 3,
     pilot: bool = False,
-    records: str | Path | Records | None = None,
-    progress: bool | Callable[[int, int], None] = True,
+    records: Store = None,
+    progress: Shown = True,
 ) -> pd.DataFrame:
     """Compares methods at several training-set sizes, each with training images of its own in every repetition.
 
@@ -84,15 +71,15 @@ def low_data_curves(
     Returns:
         Rows of `compare_methods` with test accuracy, one per size, repetition and method, with `train_size`, `repeat`.
     """
-    store = records if isinstance(records, Records) else Records(records or ":memory:")
+    store = opened(records)
     plan = _Plan(tuple(methods), max_blocks, max_window, race, draws)
     tables = []
     for size in sizes:
         choices = {name: list(recipes) for name in methods}
         for repeat in range(repeats):
-            own = task.subset(size, seed=repeat)
+            small = task.subset(size, seed=repeat)
             options = {"folds": folds, "seeds": (repeat,), "records": store, "progress": progress}
-            studies = _studies(choices, lambda few: Study(backbone, own, few, **options))  # noqa: B023 - called at once
+            studies = _studies(choices, lambda few: Study(backbone, small, few, **options))  # noqa: B023 - called at once
             searches = plan.searches(studies)
             table = plan.compare(studies, searches, repeat)
             tables.append(table.assign(train_size=size, repeat=repeat))
@@ -113,23 +100,23 @@ class _Plan:
 
     def searches(self, studies: Mapping[str, Study]) -> dict[str, Search]:
         """Those that are among the methods."""
-        found: dict[str, Search] = {}
+        searches: dict[str, Search] = {}
         if GREEDY in self.methods:
-            found[GREEDY] = greedy_subtuning(studies[GREEDY], max_blocks=self.max_blocks, race=self.race)
+            searches[GREEDY] = greedy_subtuning(studies[GREEDY], max_blocks=self.max_blocks, race=self.race)
         if BEST_WINDOW in self.methods:
-            found[BEST_WINDOW] = best_window(studies[BEST_WINDOW], self.max_window, self.race)
-        return found
+            searches[BEST_WINDOW] = best_window(studies[BEST_WINDOW], self.max_window, self.race)
+        return searches
 
     def compare(self, studies: Mapping[str, Study], searches: Mapping[str, Search], seed: int) -> pd.DataFrame:
         """One row per method, each on its own study."""
         names = next(iter(studies.values())).block_names
         # Where greedy chose nothing, the best window stands in as what random subsets are like.
-        chosen = next((found.blocks for found in searches.values() if found.blocks), names[:1])
+        chosen = next((search.blocks for search in searches.values() if search.blocks), names[:1])
         tables = []
         for study in dict.fromkeys(studies.values()):
-            own = [name for name in self.methods if studies[name] is study]
-            finished = {name: found for name, found in searches.items() if name in own}
-            others = [name for name in own if name not in finished]
+            methods = [name for name in self.methods if studies[name] is study]
+            finished = {name: search for name, search in searches.items() if name in methods}
+            others = [name for name in methods if name not in finished]
             tables.append(
                 compare_methods(study, others, finished, chosen=chosen, draws=self.draws, test=True, seed=seed)
             )
@@ -151,16 +138,15 @@ def _chosen(study: Study, name: str, table: pd.DataFrame, searches: Mapping[str,
         return [study.recipe_of(_best_blocks(searches.get(name, next(iter(searches.values())))))]
     if name in (HEAD2TOE, RANDOM_SIZE, RANDOM_PARAMETERS):
         return study.recipes
-    own = study.variant(**BASELINES[name].choices) if name in BASELINES else study
-    return [own.recipe_of(table.set_index("method").at[name, "blocks"])]
+    variant = study.variant(**BASELINES[name].choices) if name in BASELINES else study
+    return [variant.recipe_of(table.set_index("method").at[name, "blocks"])]
 
 
-def _best_blocks(found: Search) -> tuple[str, ...]:
+def _best_blocks(search: Search) -> tuple[str, ...]:
     """The search's result, or where that is no block at all, the best of the subsets that have one."""
-    if found.blocks:
-        return found.blocks
-    tried = found.trace if isinstance(found, GreedyResult) else found.table
-    tried = tried[(tried["dropped"] == 0) & (tried["blocks"].map(len) > 0)]
+    if search.blocks:
+        return search.blocks
+    tried = search.tried[(search.tried["dropped"] == 0) & (search.tried["blocks"].map(len) > 0)]
     return tried.at[tried["accuracy"].idxmax(), "blocks"]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import pandas as pd
 import torch
@@ -25,33 +25,23 @@ from subtuning_lab.nets.inputs import logits_of
 from subtuning_lab.nets.narrow import narrow_parts
 from subtuning_lab.study.results import TestResult
 from subtuning_lab.study.study import Blocks, Study
-from subtuning_lab.utils.containers import Blocks as BlocksRule
-from subtuning_lab.utils.validation import Flag, Is, OneOf, Real, Several, Whole, checked
+from subtuning_lab.utils.validation import OneOf, Real, Several, Whole, checked
 
 WHEN: tuple[str, ...] = ("before", "after")
 _RATIO, _SCOPE, _IMPORTANCE = Real(0, 1, above=True, below=True), OneOf(SCOPES), OneOf(tuple(IMPORTANCES))
 
 
-@checked(
-    study=Is(Study),
-    blocks=BlocksRule(),
-    ratio=_RATIO,
-    when=OneOf(WHEN),
-    tune_on=Whole(),
-    scope=_SCOPE,
-    importance=_IMPORTANCE,
-    seed=Whole(),
-)
+@checked
 def fit_pruned(
     study: Study,
     blocks: Blocks,
-    ratio: float,
+    ratio: Annotated[float, _RATIO],
     *,
-    when: str = "before",
-    tune_on: int = 0,
-    scope: str = "local",
-    importance: str = "l1",
-    seed: int = 0,
+    when: Annotated[str, OneOf(WHEN)] = "before",
+    tune_on: Annotated[int, Whole()] = 0,
+    scope: Annotated[str, _SCOPE] = "local",
+    importance: Annotated[str, _IMPORTANCE] = "l1",
+    seed: Annotated[int, Whole()] = 0,
 ) -> TunedTask:
     """Trains a subset with pruned blocks on all training images; the frozen part stays the backbone's own.
 
@@ -69,42 +59,29 @@ def fit_pruned(
         ValueError: a value out of its range; blocks without inner channels; tuning of pruned blocks beside a Siamese
             readout, whose frozen side must stay whole, or on from a deeper readout.
     """
-    how = Pruning(ratio, scope, importance, seed)
+    pruning = Pruning(ratio, scope, importance, seed)
     names = _checked(study, blocks, (when,), tune_on)
     if when == "before":
-        return _on_whole(_pruned_study(study, names, how).fit(names), study.backbone, how)
-    pruned = prune_blocks(study.fit(names), **asdict(how))
+        return _on_whole(_pruned_study(study, names, pruning).fit(names), study.backbone, pruning)
+    pruned = prune_blocks(study.fit(names), **asdict(pruning))
     return _tuned_on(pruned, study.task.train, study.recipe_of(names), tune_on, study.seeds[0]) if tune_on else pruned
 
 
-@checked(
-    study=Is(Study),
-    blocks=BlocksRule(),
-    ratios=Several(_RATIO),
-    scopes=Several(_SCOPE),
-    importances=Several(_IMPORTANCE),
-    when=Several(OneOf(WHEN)),
-    tune_on=Whole(),
-    seed=Whole(),
-    test=Flag(),
-    batch_size=Whole(1),
-    runs=Whole(1),
-    clock=OneOf(("wall", "cpu")),
-)
+@checked
 def pruning_table(
     study: Study,
     blocks: Blocks,
-    ratios: Sequence[float],
+    ratios: Annotated[Sequence[float], Several(_RATIO)],
     *,
-    scopes: Sequence[str] = ("local",),
-    importances: Sequence[str] = ("l1",),
-    when: Sequence[str] = WHEN,
-    tune_on: int = 0,
-    seed: int = 0,
+    scopes: Annotated[Sequence[str], Several(_SCOPE)] = ("local",),
+    importances: Annotated[Sequence[str], Several(_IMPORTANCE)] = ("l1",),
+    when: Annotated[Sequence[str], Several(OneOf(WHEN))] = WHEN,
+    tune_on: Annotated[int, Whole()] = 0,
+    seed: Annotated[int, Whole()] = 0,
     test: bool = False,
-    batch_size: int = 1,
-    runs: int = 30,
-    clock: str = "wall",
+    batch_size: Annotated[int, Whole(1)] = 1,
+    runs: Annotated[int, Whole(1)] = 30,
+    clock: Annotated[str, OneOf(("wall", "cpu"))] = "wall",
 ) -> pd.DataFrame:
     """Scores a subset whole and pruned in several ways on the folds, and measures what the pruned blocks save.
 
@@ -124,9 +101,6 @@ def pruning_table(
         `file_bytes`; `median_ms`, `q25_ms`, `q75_ms` and `ratio_ms`, the median ratio to the whole subset's time;
         `accuracy`, `std` and `n` over folds and seeds; with `test`, `test_accuracy`, `test_std` and `test_n`.
 
-    Raises:
-        ImportError, ValueError: as of `fit_pruned`.
-
     Source: PAPER, ablations (channel pruning); there layer4 of ResNet-50 is pruned locally by L1 at ratio 0.5.
     """
     names = _checked(study, blocks, when, tune_on)
@@ -134,7 +108,7 @@ def pruning_table(
     whole = study.fit(names)
     variants = [_Variant("no", None, whole, study.scores([names])["accuracy"], study, names)]
     if "before" in when:
-        variants += [_before(study, names, how, whole) for how in ways]
+        variants += [_before(study, names, pruning, whole) for pruning in ways]
     if "after" in when:
         variants += _after(study, names, ways, whole, tune_on)
     height, width = study.task.image_size
@@ -151,7 +125,7 @@ class PrunedSubset:
 
     Args:
         blocks, recipe: what is tuned, and how.
-        how: how it is pruned then.
+        pruning: how it is pruned then.
         tune_on: epochs of tuning on.
         latest: where a training is kept for methods that differ in what comes after tuning.
     """
@@ -160,7 +134,7 @@ class PrunedSubset:
 
     blocks: tuple[str, ...]
     recipe: Recipe
-    how: Pruning
+    pruning: Pruning
     tune_on: int
     latest: Latest = field(compare=False, repr=False)
 
@@ -171,18 +145,20 @@ class PrunedSubset:
 
     def settings(self) -> dict[str, object]:
         """Plain values that determine the result, for the records."""
-        own = {"pruned_blocks": list(self.blocks), "tune_on": self.tune_on}
-        return {**self.recipe.as_dict(), **asdict(self.how), **own}
+        pruned = {"pruned_blocks": list(self.blocks), "tune_on": self.tune_on}
+        return {**self.recipe.as_dict(), **asdict(self.pruning), **pruned}
 
     def fit(self, backbone: Chain, train: Split, num_classes: int, seed: int, image_size: int | None) -> FittedPruning:
         """Learns from labelled images."""
         key = (self.blocks, self.recipe, num_classes, seed)
-        how = {"num_classes": num_classes, "seed": seed}
-        (fit,) = self.latest.of(train, key, lambda: fit_together(backbone, [self.blocks], train, self.recipe, **how))
+        options = {"num_classes": num_classes, "seed": seed}
+        (fit,) = self.latest.of(
+            train, key, lambda: fit_together(backbone, [self.blocks], train, self.recipe, **options)
+        )
         classes = tuple(map(str, range(num_classes)))
         recipe = {"siamese": self.recipe.siamese, "head_depth": self.recipe.head_depth}
         tuned = TunedTask(backbone, fit.blocks, fit.weights, classes, image_size, **recipe)
-        pruned = prune_blocks(tuned, **asdict(self.how))
+        pruned = prune_blocks(tuned, **asdict(self.pruning))
         return FittedPruning(_tuned_on(pruned, train, self.recipe, self.tune_on, seed) if self.tune_on else pruned)
 
 
@@ -206,7 +182,7 @@ class _Variant(NamedTuple):
     """One row to be: the task whose shapes it has, its fold scores, and what the test split is asked through."""
 
     pruned: str
-    how: Pruning | None
+    pruning: Pruning | None
     task: TunedTask
     scores: pd.Series
     study: Study
@@ -215,20 +191,20 @@ class _Variant(NamedTuple):
     def row(self, size: int | tuple[int, int], test: bool) -> dict[str, Any]:
         """Everything but the latency."""
         chain = self.task.network().backbone
-        way = {name: getattr(self.how, name, None) for name in ("ratio", "scope", "importance")}
+        way = {name: getattr(self.pruning, name, None) for name in ("ratio", "scope", "importance")}
         row = {"pruned": self.pruned, **way, "params": count_parameters(chain, self.task.blocks)}
         row |= {"flops": int(part_table(chain, size)["flops"].sum()), "file_bytes": _file_bytes(self.task)}
         row |= {"accuracy": self.scores.mean(), "std": self.scores.std(), "n": len(self.scores)}
         return row | (_tested(self.study.test(self.what)) if test else {})
 
 
-def _before(study: Study, names: tuple[str, ...], how: Pruning, whole: TunedTask) -> _Variant:
-    own = _pruned_study(study, names, how)
+def _before(study: Study, names: tuple[str, ...], pruning: Pruning, whole: TunedTask) -> _Variant:
+    narrow = _pruned_study(study, names, pruning)
     # Sizes and speed are those of the shapes, whatever the weights: no training is needed for them.
-    parts = copy_weights({name: own.backbone.part(name) for name in names})
-    shapes = replace(whole, backbone=own.backbone, weights=parts | {"head": whole.weights["head"]}, scores={})
-    task = _on_whole(shapes, study.backbone, how)
-    return _Variant("before tuning", how, task, own.scores([names])["accuracy"], own, names)
+    parts = copy_weights({name: narrow.backbone.part(name) for name in names})
+    shapes = replace(whole, backbone=narrow.backbone, weights=parts | {"head": whole.weights["head"]}, scores={})
+    task = _on_whole(shapes, study.backbone, pruning)
+    return _Variant("before tuning", pruning, task, narrow.scores([names])["accuracy"], narrow, names)
 
 
 def _after(
@@ -236,25 +212,25 @@ def _after(
 ) -> Iterator[_Variant]:
     recipe, latest = study.recipe_of(names), Latest()
     epochs = (0, tune_on) if tune_on else (0,)
-    methods = [PrunedSubset(names, recipe, how, more, latest) for how in ways for more in epochs]
+    methods = [PrunedSubset(names, recipe, pruning, more, latest) for pruning in ways for more in epochs]
     table = study.method_scores(methods)
     for i, method in enumerate(methods):
         label = "after, tuned on" if method.tune_on else "after tuning"
-        task, scores = prune_blocks(whole, **asdict(method.how)), table.loc[table["method"] == i, "accuracy"]
-        yield _Variant(label, method.how, task, scores, study, method)
+        task, scores = prune_blocks(whole, **asdict(method.pruning)), table.loc[table["method"] == i, "accuracy"]
+        yield _Variant(label, method.pruning, task, scores, study, method)
 
 
-def _pruned_study(study: Study, names: tuple[str, ...], how: Pruning) -> Study:
+def _pruned_study(study: Study, names: tuple[str, ...], pruning: Pruning) -> Study:
     """The same study of the backbone whose pretrained blocks are pruned; its records are its own."""
-    pruned = prune_backbone(study.backbone, names, **asdict(how), image_size=study.recipes[0].image_size)
+    pruned = prune_backbone(study.backbone, names, **asdict(pruning), image_size=study.recipes[0].image_size)
     options = {"folds": study.n_folds, "seeds": study.seeds, "records": study.records, "device": study.device}
     return Study(pruned, study.task, study.recipes, **options, progress=study.progress)
 
 
-def _on_whole(tuned: TunedTask, backbone: Chain, how: Pruning) -> TunedTask:
+def _on_whole(tuned: TunedTask, backbone: Chain, pruning: Pruning) -> TunedTask:
     """A task that was tuned from a pruned copy of the backbone, as one of the backbone itself."""
     pruned = narrow_parts({name: backbone.part(name) for name in tuned.blocks}, tuned.weights)
-    provenance = {**tuned.provenance, "pruning": asdict(how)}
+    provenance = {**tuned.provenance, "pruning": asdict(pruning)}
     return replace(tuned, backbone=backbone, pruned=pruned, provenance=provenance)
 
 

@@ -85,9 +85,6 @@ def reported(section: str) -> pd.DataFrame:
 
     Returns:
         A tidy table; `accuracy` is top-1 in [0, 1], NaN where no number was found.
-
-    Raises:
-        ValueError: for another section.
     """
     return _TABLES[section]()
 
@@ -142,8 +139,5 @@ def official_recipe(run: str) -> dict[str, Any]:
 
     Returns:
         Names and values, with their `source`.
-
-    Raises:
-        ValueError: for an unknown run; the message lists the known ones.
     """
     return dict(_RECIPES[run])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 
@@ -21,9 +20,9 @@ from subtuning_lab.search.candidates import summarize
 from subtuning_lab.search.greedy import GreedyResult, greedy_subtuning
 from subtuning_lab.search.profiles import Profile, finetuning_profile
 from subtuning_lab.search.racing import Halving, Race
-from subtuning_lab.study.records import Records
-from subtuning_lab.study.study import Study
-from subtuning_lab.utils.containers import Either, Table
+from subtuning_lab.study.records import opened
+from subtuning_lab.study.study import Folds, Recipes, Shown, Store, Study
+from subtuning_lab.utils.containers import Table
 from subtuning_lab.utils.validation import Is, Several, Text, Whole, checked
 
 STAGES, INPUT, LABEL = "stages", "input", "label"
@@ -31,39 +30,28 @@ SHIFT_METHODS = (NO_ADAPTATION, BN_STATISTICS, "linear probing", "full finetunin
 _UNTRAINED = {NO_ADAPTATION: [SourceNetwork()], BN_STATISTICS: [SourceNetwork("target")]}
 _PLACE = ["train_size", "shift"]
 _SHIFTS = Table(("train_size", "shift", "kind", "method", "repeat"), ("test_accuracy", "clean_accuracy"))
-_PLAN = {
-    "backbone": Is(Chain),
-    "source_task": Is(Task),
-    "corruptions": Several(Text(), least=0),
-    "recipes": Either(Is(Recipe), Several(Is(Recipe))),
-    "new_tasks": Several(Is(Task), least=0),
-    "train_size": Whole(2, none=True),
-    "repeats": Whole(1),
-}
+_Corruptions = Annotated[Iterable[str], Several(Text(), least=0)]
+_NewTasks = Annotated[Sequence[Task], Several(Is(Task), least=0)]
+_TrainSize = Annotated[int | None, Whole(2, none=True)]
+_Repeats = Annotated[int, Whole(1)]
 
 
-@checked(
-    **_PLAN,
-    methods=Several(Text(), unique=True),
-    folds=Whole(1),
-    max_blocks=Whole(1, none=True),
-    race=Is((Race, Halving), none=True),
-)
+@checked
 def shift_study(
     backbone: Chain,
     source_task: Task,
-    corruptions: Iterable[str],
-    recipes: Recipe | Sequence[Recipe],
-    methods: Sequence[str] = SHIFT_METHODS,
+    corruptions: _Corruptions,
+    recipes: Recipes,
+    methods: Annotated[Sequence[str], Several(Text(), unique=True)] = SHIFT_METHODS,
     *,
-    new_tasks: Sequence[Task] = (),
-    train_size: int | None = None,
-    folds: int = 2,
-    repeats: int = 3,
-    max_blocks: int | None = None,
-    race: Race | Halving | None = None,
-    records: str | Path | Records | None = None,
-    progress: bool | Callable[[int, int], None] = True,
+    new_tasks: _NewTasks = (),
+    train_size: _TrainSize = None,
+    folds: Folds = 2,
+    repeats: _Repeats = 3,
+    max_blocks: Annotated[int | None, Whole(1, none=True)] = None,
+    race: Annotated[Race | Halving | None, Is((Race, Halving), none=True)] = None,
+    records: Store = None,
+    progress: Shown = True,
 ) -> pd.DataFrame:
     """Adapts a source network to each shift with few labels, by several methods, each with its best recipe.
 
@@ -100,23 +88,23 @@ def shift_study(
     studies = shift_studies(backbone, source_task, corruptions, recipes, new_tasks, train_size, repeats, **options)
     tables = []
     for place, study in studies:
-        found = {GREEDY: greedy_subtuning(study, max_blocks=max_blocks, race=race)} if GREEDY in methods else {}
+        searches = {GREEDY: greedy_subtuning(study, max_blocks=max_blocks, race=race)} if GREEDY in methods else {}
         clean = source_task.test if place["kind"] == INPUT else None
-        tables.append(_adapted(study, methods, found, clean, place["repeat"]).assign(**place))
+        tables.append(_adapted(study, methods, searches, clean, place["repeat"]).assign(**place))
     return pd.concat(tables, ignore_index=True)
 
 
-@checked(**_PLAN)
+@checked
 def shift_studies(
     backbone: Chain,
     source_task: Task,
-    corruptions: Iterable[str],
-    recipes: Recipe | Sequence[Recipe],
-    new_tasks: Sequence[Task] = (),
-    train_size: int | None = None,
-    repeats: int = 3,
+    corruptions: _Corruptions,
+    recipes: Recipes,
+    new_tasks: _NewTasks = (),
+    train_size: _TrainSize = None,
+    repeats: _Repeats = 3,
     *,
-    records: str | Path | Records | None = None,
+    records: Store = None,
     **options: Any,
 ) -> Iterator[tuple[dict[str, Any], Study]]:
     """The study of every shift and repetition, with its `shift`, `kind`, `train_size` and `repeat`.
@@ -128,9 +116,9 @@ def shift_studies(
     source, wanted = with_readout_of(backbone, source_task), list(corruptions)
     for corruption in wanted:
         _parsed(corruption)  # a misspelt one must not wait for its turn
-    store = records if isinstance(records, Records) else Records(records or ":memory:")
-    own = list(check_recipes(recipes))
-    renewed = list(dict.fromkeys(_with_new_readout(recipe) for recipe in own))
+    store = opened(records)
+    grid = list(check_recipes(recipes))
+    renewed = list(dict.fromkeys(_with_new_readout(recipe) for recipe in grid))
     for task, corruption in [(source_task, name) for name in wanted] + [(task, None) for task in new_tasks]:
         test = task.test if corruption is None else corrupted(task.test, corruption, part=1)
         for repeat in range(repeats):
@@ -140,8 +128,8 @@ def shift_studies(
                 small = replace(small, name=f"{task.name}+{corruption}", train=train)
             place = {"shift": corruption or task.name, "kind": INPUT if corruption else LABEL}
             place |= {"train_size": len(small.train), "repeat": repeat}
-            how = {"seeds": (repeat,), "records": store, **options}
-            yield place, Study(source, small, own if corruption else renewed, **how)
+            settings = {"seeds": (repeat,), "records": store, **options}
+            yield place, Study(source, small, grid if corruption else renewed, **settings)
 
 
 @checked(split=Is(Split), corruption=Text(), part=Whole(0, 1))
@@ -161,12 +149,12 @@ def stage_subsets(backbone: Chain) -> dict[str, tuple[str, ...]]:
 
     Source: surgical finetuning (Lee et al. 2023), which tunes one of them.
     """
-    found = {f"stage {number}": blocks for number, blocks in enumerate(stages(backbone.block_names), start=1)}
-    first, last = next(iter(found)), list(found)[-1]
-    found[first] = ("stem", *found[first])
+    subsets = {f"stage {number}": blocks for number, blocks in enumerate(stages(backbone.block_names), start=1)}
+    first, last = next(iter(subsets)), list(subsets)[-1]
+    subsets[first] = ("stem", *subsets[first])
     if any(True for _ in backbone.tail.parameters()):
-        found[last] = (*found[last], "tail")
-    return found
+        subsets[last] = (*subsets[last], "tail")
+    return subsets
 
 
 def shift_profiles(studies: Iterable[tuple[Mapping[str, Any], Study]]) -> dict[str, Profile]:
@@ -175,10 +163,10 @@ def shift_profiles(studies: Iterable[tuple[Mapping[str, Any], Study]]) -> dict[s
     Args:
         studies: of `shift_studies`, for one training-set size.
     """
-    found: dict[str, list[Profile]] = {}
+    by_shift: dict[str, list[Profile]] = {}
     for place, study in studies:
-        found.setdefault(place["shift"], []).append(finetuning_profile(study))
-    return {shift: _pooled(profiles) for shift, profiles in found.items()}
+        by_shift.setdefault(place["shift"], []).append(finetuning_profile(study))
+    return {shift: _pooled(profiles) for shift, profiles in by_shift.items()}
 
 
 @checked(table=_SHIFTS)
@@ -229,19 +217,16 @@ def chosen_steps(table: pd.DataFrame, block_names: Sequence[str]) -> pd.DataFram
     Returns:
         One row per training-set size, shift and block: `step`, the mean over the repetitions that chose it (from 1;
         missing where none did), `chosen`, their number, and `n`, of all repetitions.
-
-    Raises:
-        ValueError: a table without greedy.
     """
     rows = table[table["method"] == GREEDY]
     if rows.empty:
         raise ValueError(f"the table has no method {GREEDY!r}; it has {', '.join(table['method'].unique())}")
-    found = []
-    for place, own in rows.groupby(_PLACE, sort=False):
+    counts = []
+    for place, group in rows.groupby(_PLACE, sort=False):
         for block in block_names:
-            steps = pd.Series([order.index(block) + 1 for order in own["steps"] if block in order], dtype=float)
-            found.append((*place, block, steps.mean(), len(steps), len(own)))
-    return pd.DataFrame(found, columns=[*_PLACE, "block", "step", "chosen", "n"])
+            steps = pd.Series([order.index(block) + 1 for order in group["steps"] if block in order], dtype=float)
+            counts.append((*place, block, steps.mean(), len(steps), len(group)))
+    return pd.DataFrame(counts, columns=[*_PLACE, "block", "step", "chosen", "n"])
 
 
 def _check_methods(backbone: Chain, methods: Sequence[str]) -> None:
@@ -261,28 +246,28 @@ def _adapted(
     others = {name: _UNTRAINED[name] for name in methods if name in _UNTRAINED and clean is not None}
     usual = [name for name in methods if name not in (*_UNTRAINED, *own_stages, STAGES, GREEDY)]
     # Where greedy chose nothing, one block stands in as what random subsets are like.
-    chosen = next((found.blocks for found in searches.values() if found.blocks), study.block_names[:1])
+    chosen = next((search.blocks for search in searches.values() if search.blocks), study.block_names[:1])
     extra = {"subsets": subsets, "others": others, "also_on": clean}
     rows = compare_methods(study, usual, searches, chosen=chosen, test=True, seed=seed, **extra)
-    steps = {name: _order(found) for name, found in searches.items()}
+    steps = {name: _order(search) for name, search in searches.items()}
     rows = rows.assign(steps=[steps.get(name) for name in rows["method"]])
     rows["clean_accuracy"] = rows.pop("also_accuracy") if clean is not None else float("nan")
     order = [own for name in methods for own in (subsets if name == STAGES else [name])]
     return rows.sort_values("method", key=lambda names: names.map(order.index), kind="stable")
 
 
-def _order(found: GreedyResult) -> tuple[str, ...]:
+def _order(search: GreedyResult) -> tuple[str, ...]:
     """The chosen blocks in the order in which they were chosen."""
-    rows = found.trace[found.trace["kept"] & (found.trace["round"] > 0)]
+    rows = search.trace[search.trace["kept"] & (search.trace["round"] > 0)]
     return tuple(rows.sort_values("round")["candidate"])
 
 
 def _parsed(corruption: str) -> list[tuple[str, int]]:
     """(name, severity) of each. Raises ValueError for an unknown one, or none at all."""
-    found = parse_corruptions(corruption)
-    if not found:
+    corruptions = parse_corruptions(corruption)
+    if not corruptions:
         raise ValueError(f"corruption is {corruption!r}; write name@severity, e.g. contrast@5")
-    return found
+    return corruptions
 
 
 def _with_new_readout(recipe: Recipe) -> Recipe:

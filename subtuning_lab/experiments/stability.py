@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -20,22 +21,15 @@ _CONFIDENCE = Real(0, 1, above=True, below=True)
 _MOST_SPLITS = 40  # of the folds in two halves
 
 
-@checked(
-    study=Is(Study),
-    epochs=Several(Whole(1), none=True),
-    lr=Several(Real(0, above=True), none=True),
-    resamples=Whole(1),
-    confidence=_CONFIDENCE,
-    seed=Whole(),
-)
+@checked
 def profile_stability(
     study: Study,
-    epochs: Sequence[int] | None = None,
-    lr: Sequence[float] | None = None,
+    epochs: Annotated[Sequence[int] | None, Several(Whole(1), none=True)] = None,
+    lr: Annotated[Sequence[float] | None, Several(Real(0, above=True), none=True)] = None,
     *,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    resamples: Annotated[int, Whole(1)] = 2000,
+    confidence: Annotated[float, _CONFIDENCE] = 0.95,
+    seed: Annotated[int, Whole()] = 0,
 ) -> pd.DataFrame:
     """Does the ranking of single blocks outlive a change of the training's length and learning rate?
 
@@ -59,9 +53,6 @@ def profile_stability(
         reference on the same folds; `halves` with `halves_low` and `halves_high`: Spearman between this profile on half
         of the folds and the reference's on the other half, mean over the ways to halve them; `n` blocks; `scores` per
         block. Profiles of half the folds are noisier than whole ones, so `halves` understates all settings alike.
-
-    Raises:
-        ValueError: fewer than 2 folds or 3 blocks, settings that are no list or empty, or numbers out of range.
     """
     if study.n_folds < 2:
         raise ValueError(f"folds is {study.n_folds}; halves of the folds need at least 2")
@@ -74,10 +65,10 @@ def profile_stability(
     }
     longest = [setting for setting in scores if setting[0] == max(lengths)]
     reference = max(longest, key=lambda setting: scores[setting].mean(axis=1).max())
-    how = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    bootstrap = {"resamples": resamples, "confidence": confidence, "seed": seed}
     rows = [
-        _row(setting, scores[setting], scores[reference], study, how) | {"reference": setting == reference}
-        for setting in sorted(scores, key=lambda own: (own != reference, own))
+        _row(setting, scores[setting], scores[reference], study, bootstrap) | {"reference": setting == reference}
+        for setting in sorted(scores, key=lambda setting: (setting != reference, setting))
     ]
     return pd.DataFrame(rows)
 
@@ -92,22 +83,19 @@ def profile_agreement(profiles: Mapping[str, Profile], confidence: float = 0.95)
 
     Returns:
         One row per two: `first`, `second`, `spearman`, `low`, `high`, `kendall`, `n` subsets.
-
-    Raises:
-        ValueError: fewer than two profiles, or such of different subsets.
     """
-    tables = {name: own.table[own.table["kind"] == "blocks"] for name, own in profiles.items()}
-    subsets = {name: own["blocks"].tolist() for name, own in tables.items()}
+    tables = {name: profile.table[profile.table["kind"] == "blocks"] for name, profile in profiles.items()}
+    subsets = {name: table["blocks"].tolist() for name, table in tables.items()}
     first = next(iter(subsets))
-    other = [name for name, own in subsets.items() if own != subsets[first]]
+    other = [name for name, blocks in subsets.items() if blocks != subsets[first]]
     if other:
         raise ValueError(f"profiles {first} and {other[0]} are of different subsets, which can't be compared")
-    together = pd.DataFrame({name: own["accuracy"].to_numpy() for name, own in tables.items()})
+    together = pd.DataFrame({name: table["accuracy"].to_numpy() for name, table in tables.items()})
     together = together.assign(study="all", blocks=subsets[first], params=tables[first]["params"].to_numpy())
     rows = []
     for one, two in combinations(profiles, 2):
-        found = rank_correlations(together, [one], [two], single=False, confidence=confidence).query("against == @two")
-        rows.append({"first": one, "second": two, **found[_FIGURES].iloc[0]})
+        found = rank_correlations(together, [one], [two], single=False, confidence=confidence)
+        rows.append({"first": one, "second": two, **found.query("against == @two")[_FIGURES].iloc[0]})
     return pd.DataFrame(rows).astype({"n": int})
 
 
@@ -122,20 +110,21 @@ def _block_scores(study: Study) -> np.ndarray:
 
 
 def _row(
-    setting: tuple[int, float], own: np.ndarray, reference: np.ndarray, study: Study, how: dict[str, float]
+    setting: tuple[int, float], scores: np.ndarray, reference: np.ndarray, study: Study, bootstrap: dict[str, float]
 ) -> dict[str, object]:
     """A setting beside the reference; scores are (blocks, folds) each."""
-    means = own.mean(axis=1)
+    means = scores.mean(axis=1)
     best = int(means.round(12).argmax())
     whole = np.stack([means, reference.mean(axis=1)], axis=-1)[None]  # (1, blocks, 2)
-    parts = [(own[:, left].mean(axis=1), reference[:, right].mean(axis=1)) for left, right in _splits(own.shape[1])]
-    halves = np.stack([np.stack(pair, axis=-1) for pair in parts])  # (splits, blocks, 2)
+    ways = _splits(scores.shape[1])
+    pairs = [(scores[:, left].mean(axis=1), reference[:, right].mean(axis=1)) for left, right in ways]
+    halves = np.stack([np.stack(pair, axis=-1) for pair in pairs])  # (splits, blocks, 2)
     row = {"setting": f"{setting[0]} epochs, lr {setting[1]:g}", "epochs": setting[0], "lr": setting[1]}
     row |= {"best": study.block_names[best], "accuracy": means[best]}
-    row |= dict(zip(("spearman", "low", "high"), rank_correlation([whole], **how), strict=True))
+    row |= dict(zip(("spearman", "low", "high"), rank_correlation([whole], **bootstrap), strict=True))
     row["kendall"] = float(stats.kendalltau(*whole[0].T).statistic)
-    row |= dict(zip(("halves", "halves_low", "halves_high"), rank_correlation([halves], **how), strict=True))
-    return row | {"n": len(own), "scores": own.shape[1] * len(study.seeds)}
+    row |= dict(zip(("halves", "halves_low", "halves_high"), rank_correlation([halves], **bootstrap), strict=True))
+    return row | {"n": len(scores), "scores": scores.shape[1] * len(study.seeds)}
 
 
 def _splits(folds: int) -> list[tuple[list[int], list[int]]]:

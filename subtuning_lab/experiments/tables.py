@@ -79,8 +79,5 @@ def method_differences(table: pd.DataFrame, method: str, other: str) -> pd.DataF
     Returns:
         One row per size: `train_size`, `difference` (mean test accuracy of `method` minus that of `other`), `std` (of
         the repetitions' differences), `error` (standard error of the mean), `n` (repetitions).
-
-    Raises:
-        ValueError: a method that the table doesn't have, or not in all the repetitions that the other has.
     """
     return paired_differences(table, method, other)

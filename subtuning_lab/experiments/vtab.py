@@ -7,21 +7,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 
 from subtuning_lab.baselines.head2toe import Head2Toe
 from subtuning_lab.data.task import Task
-from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.experiments.reported import reported
 from subtuning_lab.nets.chain import Chain
 from subtuning_lab.search.greedy import greedy_subtuning
 from subtuning_lab.search.profiles import FULL_FINETUNING, LINEAR_PROBING, finetuning_profile
 from subtuning_lab.study.keys import Method
-from subtuning_lab.study.records import Records
-from subtuning_lab.study.study import Study
-from subtuning_lab.utils.containers import Either, Mapped, Table
+from subtuning_lab.study.study import Recipes, Store, Study
+from subtuning_lab.utils.containers import Mapped, Table
 from subtuning_lab.utils.validation import Is, OneOf, Several, Whole, checked
 
 Chosen = Iterable[str] | Literal["all"] | Method | tuple[Study, Iterable[str] | Literal["all"]]
@@ -60,23 +58,16 @@ CHOICES: Mapping[str, Choice] = MappingProxyType(
 )
 
 
-@checked(
-    backbone=Is(Chain),
-    task=Is(Task),
-    recipes=Either(Is(Recipe), Several(Is(Recipe))),
-    choose=Mapped(),
-    folds=OneOf((1, 5)),
-    seeds=Several(Whole(), unique=True),
-)
+@checked
 def vtab_protocol(
     backbone: Chain,
     task: Task,
-    recipes: Recipe | Sequence[Recipe],
-    choose: Mapping[str, Choice] = CHOICES,
+    recipes: Recipes,
+    choose: Annotated[Mapping[str, Choice], Mapped()] = CHOICES,
     *,
-    folds: int = 1,
-    seeds: Sequence[int] = (0, 1, 2),
-    records: str | Path | Records | None = None,
+    folds: Annotated[int, OneOf((1, 5))] = 1,
+    seeds: Annotated[Sequence[int], Several(Whole(), unique=True)] = (0, 1, 2),
+    records: Store = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Chooses what to tune on the training images, trains that on all of them, and scores it once on the test images.
@@ -100,9 +91,6 @@ def vtab_protocol(
         folds and seeds), `accuracy`, `std` and `n` (test, over seeds), `n_train` (images of the last training),
         `n_held_out` (training images that a recipe with patience keeps out to decide when to stop: fewer than VTAB
         trains on), `n_test`, `test_uses` (how often these test images have been used so far).
-
-    Raises:
-        ValueError: other folds, no method, a task without test images; whatever a study refuses.
 
     Source: Zhai et al., "A Large-scale Study of Representation Learning with the Visual Task Adaptation Benchmark"
         (2019); PAPER "Low data", which chooses by five folds.

@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -16,29 +16,22 @@ from subtuning_lab.inference.preparation import NetworkInput, trained_size
 from subtuning_lab.nets.chain import Chain
 from subtuning_lab.nets.fuse import fold_batchnorm
 from subtuning_lab.utils.files import replacing
-from subtuning_lab.utils.validation import Flag, Is, OneOf, Sides, Whole, checked
+from subtuning_lab.utils.validation import Is, OneOf, Sides, Whole, checked
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "cudagraphs")
 ABOUT = "subtuning_lab.json"  # what is told in an exported file
 _SUFFIXES, _INPUT = (".pt2", ".onnx"), "images"
 
 
-@checked(
-    net=Is(nn.Module),
-    fold=Flag(),
-    channels_last=Flag(),
-    pack=Flag(),
-    mode=OneOf((None, *MODES)),
-    images=Is(torch.Tensor).or_none(),
-)
+@checked
 def optimize(
-    net: nn.Module,
+    net: Annotated[nn.Module, Is(nn.Module)],
     *,
     fold: bool = True,
     channels_last: bool = False,
     pack: bool = False,
-    mode: str | None = None,
-    images: torch.Tensor | None = None,
+    mode: Annotated[str | None, OneOf((None, *MODES))] = None,
+    images: Annotated[torch.Tensor | None, Is(torch.Tensor).or_none()] = None,
 ) -> nn.Module:
     """A network that computes the same with less work; the given one stays as it is.
 
@@ -74,20 +67,14 @@ def optimize(
     return ready if mode is None else torch.compile(ready, fullgraph=True, **how)
 
 
-@checked(
-    net=Is("MergedNetwork"),
-    path=Is((str, Path)),
-    image_size=Sides().or_none(),
-    batch_size=Whole(1).or_none(),
-    dtype=Is(torch.dtype),
-)
+@checked
 def export_merged(
     net: MergedNetwork,
-    path: str | Path,
+    path: Annotated[str | Path, Is((str, Path))],
     *,
-    image_size: int | tuple[int, int] | None = None,
-    batch_size: int | None = None,
-    dtype: torch.dtype = torch.float32,
+    image_size: Annotated[int | tuple[int, int] | None, Sides().or_none()] = None,
+    batch_size: Annotated[int | None, Whole(1).or_none()] = None,
+    dtype: Annotated[torch.dtype, Is(torch.dtype)] = torch.float32,
 ) -> Path:
     """Writes a merged network as a file that runs without this package.
 
@@ -104,7 +91,6 @@ def export_merged(
         dtype: of the images: a floating point type for [0, 1], or uint8.
 
     Raises:
-        TypeError: no merged network.
         ValueError: a packed one, another file name, images of another type, or a task whose name ONNX can't take.
         ImportError: ONNX without the extra `onnx`.
         OSError: it can't be written there.

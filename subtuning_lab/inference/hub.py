@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import timm
 from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
@@ -24,7 +25,7 @@ from subtuning_lab.nets.chain import Chain, in_order
 from subtuning_lab.nets.registry import BUNDLED, CIFAR_PREFIX
 from subtuning_lab.utils.files import write_atomically
 from subtuning_lab.utils.text import markdown, printable
-from subtuning_lab.utils.validation import Flag, Is, OneOf, Text, checked, shown
+from subtuning_lab.utils.validation import Is, OneOf, Text, checked, shown
 
 WEIGHTS_FILE, CARD_FILE = "tuned.safetensors", "README.md"
 _PLACE, _DTYPE = Is((str, Path)), OneOf(tuple(STORED_DTYPES))
@@ -59,22 +60,15 @@ Loading onto any other backbone is refused. `tuned.predict(images)` takes paths 
 _NETWORK_ERRORS = (OSError, *HfHubHTTPError.__bases__)
 
 
-@checked(
-    tuned=Is("TunedTask"),
-    repo_id=Is(str),
-    token=Text().or_none(),
-    private=Flag(),
-    folder=_PLACE.or_none(),
-    dtype=_DTYPE,
-)
+@checked
 def push_to_hub(
     tuned: TunedTask,
-    repo_id: str,
+    repo_id: Annotated[str, Is(str)],
     *,
-    token: str | None = None,
+    token: Annotated[str | None, Text().or_none()] = None,
     private: bool = True,
-    folder: str | Path | None = None,
-    dtype: str | None = None,
+    folder: Annotated[str | Path | None, _PLACE.or_none()] = None,
+    dtype: Annotated[str | None, _DTYPE] = None,
 ) -> str:
     """Uploads a tuned task and its model card to the hub.
 
@@ -283,5 +277,5 @@ def _telling(repo_id: str, what: str) -> Iterator[None]:
     except _NETWORK_ERRORS as error:
         refused = getattr(getattr(error, "response", None), "status_code", None) in (401, 403)
         kind = PermissionError if refused else ConnectionError
-        told = "the hub refuses this account" if refused else "the hub can't be reached"
-        raise kind(f"{repo_id} can't be {what}: {told} ({type(error).__name__}: {error})") from error
+        reason = "the hub refuses this account" if refused else "the hub can't be reached"
+        raise kind(f"{repo_id} can't be {what}: {reason} ({type(error).__name__}: {error})") from error

@@ -91,9 +91,6 @@ def measure_latency(
         clock: "wall" for the time that passes, or "cpu" for the time that this process computes, all threads together:
             with one thread the same on a quiet machine, and hardly another one on a busy machine. Only for a CPU.
 
-    Raises:
-        TypeError, ValueError: wrong arguments.
-
     Source: PAPER "Efficient Multi-Task Inference", which measures batch 1 at 224 x 224 in float32.
     """
     plan = _Plan(image_size, batch_size, runs, warmup, device, threads, clock)
@@ -123,9 +120,6 @@ def compare_latency(
         One row a network, by `name`: `median_ms`, `q25_ms`, `q75_ms`; `ratio` (median over the rounds of its time to
         the first network's of the same round), `ratio_q25`, `ratio_q75`; `n`, `batch_size`, `device`, `precision`,
         `threads`.
-
-    Raises:
-        TypeError, ValueError: wrong arguments.
     """
     plan = _Plan(image_size, batch_size, runs, warmup, device, threads, clock)
     times = plan.times(nets)

@@ -137,8 +137,7 @@ def merge_tasks(backbone: Chain, tasks: Mapping[str, TunedTask], keep_original: 
             features themselves.
 
     Raises:
-        TypeError: no Chain, or a task that is no TunedTask.
-        ValueError: no tasks; a task of another backbone, or of images of another size, or named "original"; a part
+        ValueError: a task of another backbone, or of images of another size, or named "original"; a part
             that mixes the images of a batch.
 
     Source: PAPER "Efficient Multi-Task Inference", here for any number of tasks and any subsets.
@@ -187,7 +186,7 @@ def _check_tasks(backbone: Chain, tasks: Mapping[str, TunedTask], keep_original:
                 f'task "{name}" was tuned from {task.backbone.name} with fingerprint '
                 f"{prints[id(task.backbone)][:12]}; this backbone is {backbone.name} with {prints[id(backbone)][:12]}"
             )
-    told = "merged tasks see the same images, so tune them with one image_size in their recipes"
+    advice = "merged tasks see the same images, so tune them with one image_size in their recipes"
     sizes = {
         "image_size": {name: task.image_size for name, task in tasks.items()},
         "images of": {name: task.pixels for name, task in tasks.items() if task.pixels},
@@ -199,7 +198,7 @@ def _check_tasks(backbone: Chain, tasks: Mapping[str, TunedTask], keep_original:
             names.setdefault(size, name)
         if len(names) > 1:
             words = (f'task "{name}" has {what} {_size(size)}' for size, name in names.items())
-            raise ValueError(f"{', '.join(words)}; {told}")
+            raise ValueError(f"{', '.join(words)}; {advice}")
 
 
 def _size(size: object) -> str:

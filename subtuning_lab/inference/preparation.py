@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -17,12 +17,13 @@ from subtuning_lab.data.arrays import as_images, check_values, image_batch
 from subtuning_lab.data.augment import resize_to
 from subtuning_lab.data.images import StreamedImages, decode_images, item_size
 from subtuning_lab.utils.containers import Numbers
-from subtuning_lab.utils.validation import Rule, Several, Sides, Whole, check_all, checked, shown
+from subtuning_lab.utils.validation import Several, Sides, Whole, checked, shown
 
 Images = torch.Tensor | np.ndarray | StreamedImages | str | Path | Sequence[str | Path]
 Size = tuple[int, int]  # height and width in pixels
 
 
+@checked
 @dataclass(frozen=True)
 class Preparation:
     """The steps that a task's training images went through, which any other image must go through as well.
@@ -39,29 +40,17 @@ class Preparation:
         other_sizes: of images of merged tasks that are scaled and cut to another size when they are alone.
     """
 
-    rules: ClassVar[dict[str, Rule]] = {
-        "crop_size": Sides(pairs_only=True).or_none(),
-        "image_size": Whole(1).or_none(),
-        "mean": Numbers(),
-        "std": Numbers(),
-        "file_size": Sides(pairs_only=True),
-        "other_sizes": Several(Sides(pairs_only=True), least=0),
-    }
-
-    crop_size: Size | None
-    image_size: int | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    file_size: Size
-    other_sizes: tuple[Size, ...] = ()
+    crop_size: Annotated[Size | None, Sides(pairs_only=True).or_none()]
+    image_size: Annotated[int | None, Whole(1).or_none()]
+    mean: Annotated[tuple[float, ...], Numbers()]
+    std: Annotated[tuple[float, ...], Numbers()]
+    file_size: Annotated[Size, Sides(pairs_only=True)]
+    other_sizes: Annotated[tuple[Size, ...], Several(Sides(pairs_only=True), least=0)] = ()
 
     @property
     def size(self) -> Size:
         """Height and width that files come in."""
         return self.crop_size or self.file_size
-
-    def __post_init__(self) -> None:
-        check_all(vars(self), self.rules)
 
     @checked(size=Sides(pairs_only=True).or_none())
     def prepared(self, images: Images, size: Size | None = None) -> torch.Tensor | StreamedImages:
@@ -103,11 +92,11 @@ class Preparation:
     def _warn_of_others(self, size: Size | None) -> None:
         if size is None and self.other_sizes:
             others = " and ".join(map(_across, self.other_sizes))
-            told = (
+            warning = (
                 f"images are cut to {_across(self.size)} for all merged tasks; tasks that cut them to {others} when "
                 f"alone may answer otherwise than alone. Load the tasks' images with one image_size to merge them"
             )
-            warnings.warn(told, stacklevel=4)
+            warnings.warn(warning, stacklevel=4)
 
     def _warn_of_guess(self, paths: Sequence[Path]) -> None:
         """Of the first file that the unknown cut may have treated otherwise."""
@@ -118,11 +107,11 @@ class Preparation:
                 continue  # decoding will name it, with all others
             high, wide = self.file_size
             if height * wide != width * high or (self.image_size is None and height != high):
-                told = (
+                warning = (
                     f"nothing tells how training cut its images (crop_size is None): {path.name} of {height} x {width} "
                     f"is cut to {_across(self.file_size)}. Give arrays cut as in training, or the task its crop_size"
                 )
-                warnings.warn(told, stacklevel=4)
+                warnings.warn(warning, stacklevel=4)
                 return
 
     @checked(height=Whole(1), width=Whole(1))
@@ -180,9 +169,8 @@ class NetworkInput(nn.Module):
         height, width = images.shape[2:]
         if not self._warned and not self.preparation.fits(height, width):
             self._warned = True
-            trained = _across(self.preparation.crop_size)
-            told = f"images are {height} x {width}, those of training were {trained}; prepare() brings others to that"
-            warnings.warn(told, stacklevel=2)
+            trained = f"those of training were {_across(self.preparation.crop_size)}"
+            warnings.warn(f"images are {height} x {width}, {trained}; prepare() brings others to that", stacklevel=2)
 
 
 def trained_size(net: nn.Module) -> Size | None:

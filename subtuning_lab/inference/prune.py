@@ -6,7 +6,7 @@ import copy
 import itertools
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import nn
@@ -16,12 +16,13 @@ from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain, copy_weights, in_order, put_parts, set_trainable
 from subtuning_lab.utils.containers import Blocks
 from subtuning_lab.utils.random import Stream, seeded
-from subtuning_lab.utils.validation import Is, OneOf, Real, Rule, Whole, check_all, checked
+from subtuning_lab.utils.validation import Is, OneOf, Real, Whole, checked
 
 SCOPES: tuple[str, ...] = ("local", "global")
 IMPORTANCES: dict[str, int | None] = {"l1": 1, "l2": 2, "random": None}  # name -> the norm's exponent
 
 
+@checked
 @dataclass(frozen=True)
 class Pruning:
     """How inner channels are chosen.
@@ -32,25 +33,12 @@ class Pruning:
             a channel's importance counts relative to the mean of its layer.
         importance: "l1" or "l2" for the norm of all weights that make or read a channel, or "random".
         seed: of random importance.
-
-    Raises:
-        TypeError, ValueError: a value out of its range, by name.
     """
 
-    rules: ClassVar[dict[str, Rule]] = {
-        "ratio": Real(0, 1, above=True, below=True),
-        "scope": OneOf(SCOPES),
-        "importance": OneOf(tuple(IMPORTANCES)),
-        "seed": Whole(),
-    }
-
-    ratio: float
-    scope: str = "local"
-    importance: str = "l1"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_all(vars(self), self.rules)
+    ratio: Annotated[float, Real(0, 1, above=True, below=True)]
+    scope: Annotated[str, OneOf(SCOPES)] = "local"
+    importance: Annotated[str, OneOf(tuple(IMPORTANCES))] = "l1"
+    seed: Annotated[int, Whole()] = 0
 
 
 @checked(tuned=Is("TunedTask"), **Pruning.rules)
@@ -88,20 +76,15 @@ def prune_blocks(
     )
 
 
-@checked(
-    backbone=Is("Chain"),
-    blocks=Blocks(),
-    **Pruning.rules,
-    image_size=Whole(1, LARGEST_SIZE).or_none(),
-)
+@checked(**Pruning.rules)
 def prune_backbone(
     backbone: Chain,
-    blocks: Iterable[str],
+    blocks: Annotated[Iterable[str], Blocks()],
     ratio: float,
     scope: str = "local",
     importance: str = "l1",
     seed: int = 0,
-    image_size: int | None = None,
+    image_size: Annotated[int | None, Whole(1, LARGEST_SIZE).or_none()] = None,
 ) -> Chain:
     """A copy of a backbone with fewer inner channels in some pretrained blocks, to tune what is left of them.
 
@@ -110,9 +93,6 @@ def prune_backbone(
         blocks: names of the parts to prune.
         ratio, scope, importance, seed: of `Pruning`, see `prune_blocks`.
         image_size: side in pixels that the network will see; by default the one of its pretraining.
-
-    Raises:
-        ImportError, ValueError: as of `prune_blocks`.
     """
     pruning, pruned = Pruning(ratio, scope, importance, seed), set_trainable(copy.deepcopy(backbone), [])
     put_parts(pruned, _narrow(pruned, blocks, pruning, image_size))

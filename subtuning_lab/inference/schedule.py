@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import pandas as pd
 
 from subtuning_lab.utils.containers import Mapped, Table
-from subtuning_lab.utils.validation import Flag, OneOf, Several, Text, Whole, checked
+from subtuning_lab.utils.validation import OneOf, Several, Text, Whole, checked
 
 if TYPE_CHECKING:
     import torch
@@ -124,17 +124,12 @@ class Schedule:
         return len(self.subsets) + twice + self.keep_original
 
 
-@checked(
-    part_names=Several(Text(), unique=True),
-    subsets=Mapped(),
-    keep_original=Flag(),
-    siamese=Several(Text(), least=0),
-)
+@checked
 def plan_rows(
-    part_names: Sequence[str],
-    subsets: Mapping[str, frozenset[str]],
+    part_names: Annotated[Sequence[str], Several(Text(), unique=True)],
+    subsets: Annotated[Mapping[str, frozenset[str]], Mapped()],
     keep_original: bool = True,
-    siamese: frozenset[str] = frozenset(),
+    siamese: Annotated[frozenset[str], Several(Text(), least=0)] = frozenset(),
 ) -> Schedule:
     """The schedule of tasks on one chain: they leave the trunk at their first tuned part.
 
@@ -143,9 +138,6 @@ def plan_rows(
         subsets: task -> names of its tuned parts.
         keep_original: whether the pretrained network's own output is wanted.
         siamese: tasks whose readout sees the frozen features too.
-
-    Raises:
-        TypeError, ValueError: no tasks, parts that the chain doesn't have, or a Siamese task that is none of the tasks.
     """
     for task, subset in subsets.items():
         Text().check("a task's name", task)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
@@ -23,7 +23,7 @@ from subtuning_lab.nets.heads import empty_readout
 from subtuning_lab.nets.inputs import BATCH, accuracy_of, logits_of
 from subtuning_lab.nets.narrow import check_narrow, narrowed
 from subtuning_lab.utils.containers import Mapped
-from subtuning_lab.utils.validation import Flag, Is, OneOf, Real, Rule, Several, Sides, Text, Whole, check_all, checked
+from subtuning_lab.utils.validation import Is, OneOf, Real, Several, Sides, Text, Whole, checked
 
 MOST_LAYERS, MOST_PIXELS = 100, 2**15  # a forged file could ask for any number
 
@@ -61,6 +61,7 @@ class SiameseNetwork(TaskNetwork):
         return torch.cat(sides, dim=1)
 
 
+@checked
 @dataclass(frozen=True)
 class TunedTask:
     """A backbone's tuned blocks and readout for one task.
@@ -80,39 +81,23 @@ class TunedTask:
         crop_size: (height, width) in pixels of the task's images, before `image_size`; see `Preparation`.
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: an unknown block, a value out of its range, tensors that are not those of the tuned parts and the
-            readout, or that hold NaN or infinity, as those of a diverged training do.
+        ValueError: tensors that are not those of the tuned parts and the readout, or that hold NaN or infinity, as
+            those of a diverged training do.
     """
 
-    rules: ClassVar[dict[str, Rule]] = {
-        "backbone": Is("Chain"),
-        "blocks": Several(Text(), least=0),
-        "weights": Mapped(Mapped(Is(torch.Tensor), least=0)),
-        "classes": Several(Text(), unique=True),
-        "image_size": Whole(1, LARGEST_SIZE).or_none(),
-        "provenance": Is(Mapping),
-        "siamese": Flag(),
-        "scores": Mapped(Real(), least=0),
-        "head_depth": Whole(1, MOST_LAYERS),
-        "pruned": Several(Text(), least=0),
-        "crop_size": Sides(1, MOST_PIXELS, pairs_only=True).or_none(),
-    }
-
     backbone: Chain = field(repr=False)
-    blocks: frozenset[str]
-    weights: dict[str, dict[str, torch.Tensor]] = field(repr=False)
-    classes: tuple[str, ...]
-    image_size: int | None = None
-    provenance: dict[str, object] = field(default_factory=dict, repr=False)
+    blocks: Annotated[frozenset[str], Several(Text(), least=0)]
+    weights: Annotated[Weights, Mapped(Mapped(Is(torch.Tensor), least=0))] = field(repr=False)
+    classes: Annotated[tuple[str, ...], Several(Text(), unique=True)]
+    image_size: Annotated[int | None, Whole(1, LARGEST_SIZE).or_none()] = None
+    provenance: Annotated[dict[str, object], Is(Mapping)] = field(default_factory=dict, repr=False)
     siamese: bool = False
-    scores: dict[str, float] = field(default_factory=dict)
-    head_depth: int = 1
-    pruned: frozenset[str] = frozenset()
-    crop_size: Size | None = None
+    scores: Annotated[dict[str, float], Mapped(Real(), least=0)] = field(default_factory=dict)
+    head_depth: Annotated[int, Whole(1, MOST_LAYERS)] = 1
+    pruned: Annotated[frozenset[str], Several(Text(), least=0)] = frozenset()
+    crop_size: Annotated[Size | None, Sides(1, MOST_PIXELS, pairs_only=True).or_none()] = None
 
     def __post_init__(self) -> None:
-        check_all(vars(self), self.rules)
         plain = {
             "blocks": frozenset(self.blocks),
             "pruned": frozenset(self.pruned),
@@ -261,7 +246,6 @@ def load_tuned(path: str | Path, backbone: Chain) -> TunedTask:
 
     Raises:
         FileNotFoundError: no such file.
-        TypeError: a backbone that is no Chain.
         ValueError: not such a file, changed since it was written, or of another backbone.
     """
 

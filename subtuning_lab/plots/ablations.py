@@ -25,7 +25,6 @@ def plot_variants(summary: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         summary: of `summarize_variants`.
-        ax: where to draw; a new figure by default.
 
     Returns:
         The axes; bars are one standard deviation over repetitions.
@@ -52,7 +51,6 @@ def plot_differences(differences: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         differences: of `variant_differences`; several tables may stand below each other.
-        ax: where to draw; a new figure by default.
 
     Returns:
         The axes; thick bars are one standard error of the paired difference, thin ones two.
@@ -85,7 +83,6 @@ def plot_interpolation(summary: pd.DataFrame, alpha: float | None = None, ax: Ax
     Args:
         summary: of `summarize_interpolation`.
         alpha: draws a line there.
-        ax: where to draw; a new figure by default.
 
     Returns:
         The axes; bands are one standard deviation.
@@ -113,10 +110,6 @@ def plot_alphas(summary: pd.DataFrame, alpha: float, ax: Axes | None = None) -> 
     Args:
         summary: of `summarize_interpolation`.
         alpha: its point is filled.
-        ax: where to draw; a new figure by default.
-
-    Raises:
-        ValueError: an alpha that the table doesn't have.
     """
     check_kinds(summary)
     wide = summary.pivot(index="alpha", columns="images", values=["accuracy", "std"]).sort_index()
@@ -155,14 +148,10 @@ def plot_stability(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         table: of `profile_stability`.
-        ax: where to draw; a new figure by default.
 
     Returns:
         The axes; filled: halves of the folds that share no validation image, with their interval; hollow: the same
         folds, which share their luck; dotted: the reference's own halves, the ceiling of the filled points.
-
-    Raises:
-        ValueError: another number of references than one.
     """
     if table["reference"].sum() != 1:
         raise ValueError(f"table has {table['reference'].sum()} references; it must have one")

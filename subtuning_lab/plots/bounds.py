@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -37,7 +38,6 @@ def plot_terms(table: pd.DataFrame, limit: float | None = None, ax: Axes | None 
     Args:
         table: of `bound_table`.
         limit: where the axis ends, above 0; longer bars are cut there and say so. None shows all bars whole.
-        ax: where to draw; a new figure by default.
 
     Returns:
         The axes: bounds from top to bottom in the table's order.
@@ -60,26 +60,17 @@ def plot_terms(table: pd.DataFrame, limit: float | None = None, ax: Axes | None 
     return ax
 
 
-@checked(
-    table=Table(("label",)),
-    column=Text(),
-    measured=Text(),
-    spread=Text(none=True),
-    correlation=Is((Mapping, pd.Series), none=True),
-    name_points=Several(Text(), least=0),
-    name=Text(none=True),
-    ax=style.AXES,
-)
+@checked
 def plot_against_gap(
-    table: pd.DataFrame,
-    column: str,
+    table: Annotated[pd.DataFrame, Table(("label",))],
+    column: Annotated[str, Text()],
     *,
-    measured: str = "gap",
-    spread: str | None = None,
-    correlation: Mapping[str, float] | None = None,
-    name_points: Sequence[str] = (),
-    name: str | None = None,
-    ax: Axes | None = None,
+    measured: Annotated[str, Text()] = "gap",
+    spread: Annotated[str | None, Text(none=True)] = None,
+    correlation: Annotated[Mapping[str, float] | None, Is((Mapping, pd.Series), none=True)] = None,
+    name_points: Annotated[Sequence[str], Several(Text(), least=0)] = (),
+    name: Annotated[str | None, Text(none=True)] = None,
+    ax: Annotated[Axes | None, style.AXES] = None,
 ) -> Axes:
     """What a bound says of each subset against what was measured, on a logarithmic axis for the bound.
 
@@ -92,10 +83,6 @@ def plot_against_gap(
             subsets it is of, as in a row of `rank_correlations`.
         name_points: labels to write beside their points; the three that stand out always have theirs in the legend.
         name: of the bound, for the title; its column's by default.
-        ax: where to draw; a new figure by default.
-
-    Raises:
-        ValueError: no subset has a bound above 0.
     """
     Table(numbers=(column, measured, *([spread] if spread else []))).check("table", table)
     rows = table[table[column] > 0]

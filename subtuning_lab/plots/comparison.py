@@ -31,14 +31,10 @@ def plot_trace(
         trace: of `GreedyResult`, one direction.
         block_names: of the backbone, from input to output.
         epsilon: draws the accuracy that a next block must exceed.
-        ax: where to draw; a new figure by default.
 
     Returns:
         The axes: within a round, candidates stand from the first block (left) to the last; error bars on what was kept
         are one standard deviation.
-
-    Raises:
-        ValueError: a trace of several directions, or of other blocks.
 
     Source: PAPER "Greedy SubTuning (Algorithm 1)".
     """
@@ -80,7 +76,6 @@ def plot_curves(
     Args:
         table: rows with `method`, the columns named by `x`, `y`, `spread`, and `n`.
         x, y, spread: names of columns.
-        ax: where to draw; a new figure by default.
     """
     Table(numbers=(x, y, spread)).check("table", table)
     ax = style.axes_of(ax, 7.0, 4.4)
@@ -108,9 +103,6 @@ def plot_strategies(summary: pd.DataFrame, axes: Sequence[Axes] | None = None) -
 
     Returns:
         The axes, in the methods' order; bands are one standard deviation over repetitions.
-
-    Raises:
-        ValueError: another number of axes than of methods.
     """
     Several(Is("Axes"), none=True).check("axes", axes)
     methods = list(dict.fromkeys(summary["method"]))
@@ -147,7 +139,6 @@ def plot_tradeoff(
         x: the cost, e.g. "params", "trainings", "flops".
         y, spread: names of columns.
         xlabel: the cost in words; by default its name.
-        ax: where to draw; a new figure by default.
     """
     Table(numbers=(x, y, spread)).check("table", table)
     ax = style.axes_of(ax, 7.0, 4.4)
@@ -170,7 +161,6 @@ def plot_methods(table: pd.DataFrame, y: str = "accuracy", spread: str = "std", 
     Args:
         table: rows with `method`, the columns named by `y` and `spread`, and `n`.
         y, spread: names of columns.
-        ax: where to draw; a new figure by default.
     """
     Table(numbers=(y, spread)).check("table", table)
     rows = table.sort_values(y)
@@ -190,13 +180,9 @@ def plot_confusion(confusion: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         confusion: numbers of images, a row for each true class and a column for each answer, in one order.
-        ax: where to draw; a new figure by default.
 
     Returns:
         The axes; a class without images has an empty row.
-
-    Raises:
-        ValueError: rows and columns that name other classes, or what are no numbers of images.
     """
     if list(map(str, confusion.index)) != list(map(str, confusion.columns)):
         raise ValueError("confusion must have the same classes as rows and as columns, in one order")

@@ -34,7 +34,6 @@ def plot_fork(rows: pd.DataFrame, tasks: Sequence[str] = (), ax: Axes | None = N
     Args:
         rows: of `MergedNetwork.rows_table` or `Schedule.table`.
         tasks: names in an order of your own; those that tune nothing are in no table, and must be named to be drawn.
-        ax: where to draw; a new figure by default.
 
     Source: PAPER "Efficient Multi-Task Inference".
     """
@@ -85,10 +84,6 @@ def plot_choices(
         x: the cost.
         xlabel: the cost in words; by default its name.
         chosen: blocks of the choice to ring and to name; none of them is linear probing, None rings nothing.
-        ax: where to draw; a new figure by default.
-
-    Raises:
-        ValueError: chosen blocks that are not in the table.
 
     Source: PAPER "Efficient Multi-Task Inference", accuracy against latency for consecutive blocks.
     """

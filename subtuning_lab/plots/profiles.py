@@ -37,13 +37,9 @@ def plot_profile(
         profile: of `finetuning_profile`.
         highlight: names of chosen blocks; their bars stand out.
         parameters: whether to write each subset's parameter count into its bar.
-        ax: where to draw; a new figure by default, here and in every figure.
 
     Returns:
         The axes; error bars and bands are one standard deviation over seeds and folds.
-
-    Raises:
-        ValueError: an empty profile, or a highlighted block that it doesn't know.
 
     Source: PAPER Figure 1 (left).
     """
@@ -77,10 +73,6 @@ def plot_pairs(pairs: Profile, ax: Axes | None = None) -> Axes:
 
     Args:
         pairs: of `pair_profile`.
-        ax: where to draw; a new figure by default.
-
-    Raises:
-        ValueError: a profile without pairs.
     """
     rows = pairs.table[pairs.table["kind"] == "blocks"]
     names = [blocks[0] for blocks in rows["blocks"] if len(blocks) == 1]
@@ -116,10 +108,6 @@ def plot_network(
         part_names: from input to output.
         tuned: names of the tuned parts.
         counts: parameters of every part, written under its name.
-        ax: where to draw; a new figure by default.
-
-    Raises:
-        ValueError: a tuned part that is none, or another number of counts than of parts.
     """
     Several(Whole(), least=len(part_names), none=True).check("counts", counts)
     if counts is not None and len(counts) != len(part_names):
@@ -158,7 +146,6 @@ def plot_tried(profile: Profile, tried: pd.DataFrame, ax: Axes | None = None) ->
     Args:
         profile: of `finetuning_profile`.
         tried: rows with the columns of `Profile.table`; may be empty.
-        ax: where to draw; a new figure by default.
     """
     if tried.empty:
         return plot_profile(profile, ax=ax)
@@ -199,7 +186,6 @@ def plot_flops(costs: Mapping[str, Mapping[str, int]], ax: Axes | None = None) -
 
     Args:
         costs: label -> what `training_flops` gives.
-        ax: where to draw; a new figure by default.
     """
     ax = style.axes_of(ax, 9.0, 0.7 + 0.4 * len(costs))
     table = pd.DataFrame(costs).T[::-1]  # the first row on top
@@ -227,7 +213,6 @@ def plot_examples(
         labels: whole numbers (n,).
         classes: names; label i means classes[i].
         per_class: images in a column.
-        ax: where to draw; a new figure by default.
     """
     shown = np.unique(np.linspace(0, len(classes) - 1, min(10, len(classes))).round().astype(int))
     height, width = images.shape[1] + 2, images.shape[2] + 2

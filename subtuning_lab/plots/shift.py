@@ -28,10 +28,6 @@ def plot_shifts(summary: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         summary: of `summarize_shifts`, for one training-set size: `shift`, `method`, `accuracy`, `std`, `n`.
-        ax: where to draw; a new figure by default.
-
-    Raises:
-        ValueError: several training-set sizes, or a method that is there twice under one shift.
     """
     size, accuracy = one_size(summary), _matrix(summary, "accuracy")
     ax = style.axes_of(ax, 2.6 + 0.95 * accuracy.shape[1], 2.0 + 0.5 * len(accuracy))
@@ -55,13 +51,9 @@ def plot_steps(steps: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         steps: of `chosen_steps`, for one training-set size.
-        ax: where to draw; a new figure by default.
 
     Returns:
         The axes; in a cell stands how many of the repetitions chose the block, where there are several.
-
-    Raises:
-        ValueError: several training-set sizes.
     """
     size = one_size(steps)
     step, chosen = (steps.pivot(index="shift", columns="block", values=name) for name in ("step", "chosen"))
@@ -92,10 +84,6 @@ def plot_forgetting(average: pd.DataFrame, summary: pd.DataFrame | None = None, 
         average: of `average_shifts`, for one training-set size: `method`, `accuracy`, `std`, `clean_accuracy`,
             `clean_std`, `n`.
         summary: of `summarize_shifts`: adds a small dot for every single shift.
-        ax: where to draw; a new figure by default.
-
-    Raises:
-        ValueError: several training-set sizes.
     """
     size = one_size(average)
     ax, drawn = style.axes_of(ax, 7.4, 4.4), average.fillna({"std": 0.0, "clean_std": 0.0})
@@ -128,13 +116,9 @@ def plot_shift_profiles(
     Args:
         profiles: of `shift_profiles`, of one backbone and window.
         new_classes: names of label shifts; their lines are dashed.
-        ax: where to draw; a new figure by default.
 
     Returns:
         The axes; bands and error bars are one standard deviation over repetitions and folds.
-
-    Raises:
-        ValueError: no profiles, or profiles of different parts.
     """
     check_profiles(profiles)
     dashed, tables = set(new_classes), {shift: _in_place(profile.table) for shift, profile in profiles.items()}

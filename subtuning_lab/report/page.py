@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jinja2
 import pandas as pd
@@ -31,30 +31,19 @@ _COLUMNS_AND_ROWS = {"columns": list, "rows": list}
 _RECORD = {"title": str, "question": str, "machine": str, "n": int, "figure": str, "notes": list, "table": dict}
 
 
-@checked(
-    folder=Is((str, Path)),
-    name=Text(),
-    title=Text(),
-    question=Text(),
-    figure=Is((Figure, str, Path)),
-    table=Table(rows=0),
-    paper=Table(rows=0, none=True),
-    notes=Several(Text(), least=0),
-    n=Whole(1),
-    machine=Text(none=True),
-)
+@checked
 def write_section(
-    folder: str | Path,
+    folder: Annotated[str | Path, Is((str, Path))],
     *,
-    name: str,
-    title: str,
-    question: str,
-    figure: Figure | str | Path,
-    table: pd.DataFrame,
-    paper: pd.DataFrame | None,
-    notes: Sequence[str],
-    n: int,
-    machine: str | None = None,
+    name: Annotated[str, Text()],
+    title: Annotated[str, Text()],
+    question: Annotated[str, Text()],
+    figure: Annotated[Figure | str | Path, Is((Figure, str, Path))],
+    table: Annotated[pd.DataFrame, Table(rows=0)],
+    paper: Annotated[pd.DataFrame | None, Table(rows=0, none=True)],
+    notes: Annotated[Sequence[str], Several(Text(), least=0)],
+    n: Annotated[int, Whole(1)],
+    machine: Annotated[str | None, Text(none=True)] = None,
 ) -> Path:
     """Writes one section's result, `<folder>/<name>.json` and `<name>.png`, for the report.
 
@@ -126,9 +115,6 @@ def build_report(folder: str | Path, expected: Iterable[str] = ()) -> Path:
 
     Returns:
         The path of the page.
-
-    Raises:
-        FileNotFoundError: if the folder does not exist.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -18,12 +18,7 @@ _CHECKED = {"int": int, "float": (int, float), "str": str, "bool": bool, "list":
 
 
 def load_preset(notebooks: str | Path, preset: str) -> dict[str, dict[str, Any]]:
-    """Reads one preset, a table of parameter values per notebook stem, from `presets.toml`.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is no valid TOML or has no such preset; the message lists those it has.
-    """
+    """Reads one preset, a table of parameter values per notebook stem, from `presets.toml`."""
     path = Path(notebooks).expanduser() / PRESETS
     try:
         presets = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -67,9 +62,6 @@ def declared_parameters(notebook: Path) -> dict[str, str]:
 
     Returns:
         For each name its annotation, "None" where there is none.
-
-    Raises:
-        ValueError: if no cell is tagged `parameters`.
     """
     import papermill
 

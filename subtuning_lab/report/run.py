@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import nbformat
 
@@ -24,7 +24,7 @@ from subtuning_lab.report.page import REPORT, build_report, read_run
 from subtuning_lab.report.presets import load_preset, settle_parameters
 from subtuning_lab.utils.files import UNFINISHED, sweep, write_atomically
 from subtuning_lab.utils.text import lines, without_colours
-from subtuning_lab.utils.validation import Flag, Is, Several, Text, Whole, checked
+from subtuning_lab.utils.validation import Is, Several, Text, Whole, checked
 
 _STEM = re.compile(r"(\d\d[a-z]?)_(\w+)")  # "04b" goes beyond 04
 _TRACEBACK_LINES = 6
@@ -74,22 +74,14 @@ class Kernels:
                 psutil.Process(pid).kill()
 
 
-@checked(
-    sections=Several(Text(), least=0),
-    preset=Text(),
-    notebooks=Is((str, Path)),
-    results=Is((str, Path)),
-    jobs=Whole(1),
-    parameters=Is(Mapping, none=True),
-    force=Flag(),
-)
+@checked
 def reproduce(
-    sections: Sequence[str] = (),
-    preset: str = "quick",
-    notebooks: str | Path = "notebooks",
-    results: str | Path = "results",
-    jobs: int = 1,
-    parameters: Mapping[str, Any] | None = None,
+    sections: Annotated[Sequence[str], Several(Text(), least=0)] = (),
+    preset: Annotated[str, Text()] = "quick",
+    notebooks: Annotated[str | Path, Is((str, Path))] = "notebooks",
+    results: Annotated[str | Path, Is((str, Path))] = "results",
+    jobs: Annotated[int, Whole(1)] = 1,
+    parameters: Annotated[Mapping[str, Any] | None, Is(Mapping, none=True)] = None,
     force: bool = False,
 ) -> list[SectionRun]:
     """Runs notebooks with a preset's parameters and builds the report in `results/<preset>/`.
@@ -142,11 +134,7 @@ def reproduce(
 
 
 def find_sections(notebooks: str | Path) -> dict[str, Path]:
-    """Lists the numbered notebooks `NN_name.ipynb` and `NNb_name.ipynb` of a folder by their stems, in order.
-
-    Raises:
-        FileNotFoundError: if the folder is missing or has none.
-    """
+    """Lists the numbered notebooks `NN_name.ipynb` and `NNb_name.ipynb` of a folder by their stems, in order."""
     folder = Path(notebooks).expanduser()
     sections = {path.stem: path for path in sorted(folder.glob("*.ipynb")) if _STEM.fullmatch(path.stem)}
     if not sections:
@@ -155,11 +143,7 @@ def find_sections(notebooks: str | Path) -> dict[str, Path]:
 
 
 def select_sections(notebooks: str | Path, sections: Iterable[str] = ()) -> dict[str, Path]:
-    """Picks notebooks by number ("01"), name ("finetuning_profiles") or stem; none asked for means all.
-
-    Raises:
-        ValueError: for a section that does not exist; the message lists those that do.
-    """
+    """Picks notebooks by number ("01"), name ("finetuning_profiles") or stem; none asked for means all."""
     known, chosen = find_sections(notebooks), set()
     for section in sections:
         stems = {stem for stem in known if section == stem or section in _STEM.fullmatch(stem).groups()}
@@ -226,20 +210,20 @@ def run_section(
     kernels.check()
     if not force and is_done(executed, mark) and page.exists():
         return SectionRun(stem, "skipped", 0.0, executed, page)
-    beside, start = folder / f".{stem}{UNFINISHED}", time.perf_counter()
-    (beside / "html").mkdir(parents=True)
+    workplace, start = folder / f".{stem}{UNFINISHED}", time.perf_counter()
+    (workplace / "html").mkdir(parents=True)
     try:
-        ours = {name: str(beside) if value == str(folder) else value for name, value in parameters.items()}
-        error = _execute(source, beside / source.name, ours, kernels, bar)
+        ours = {name: str(workplace) if value == str(folder) else value for name, value in parameters.items()}
+        error = _execute(source, workplace / source.name, ours, kernels, bar)
         kernels.check()
-        if (beside / source.name).exists():
-            _name_folder(beside / source.name, folder)
-            error = "\n".join(filter(None, [error, _export(beside / source.name, beside / "html" / page.name)]))
+        if (workplace / source.name).exists():
+            _name_folder(workplace / source.name, folder)
+            error = "\n".join(filter(None, [error, _export(workplace / source.name, workplace / "html" / page.name)]))
         if not error:
-            _mark_done(beside / source.name, mark)
-        _replace(beside, folder, (page, folder / f"{stem}.json", folder / f"{stem}.png", executed))
+            _mark_done(workplace / source.name, mark)
+        _replace(workplace, folder, (page, folder / f"{stem}.json", folder / f"{stem}.png", executed))
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(workplace, ignore_errors=True)
     state = "failed" if error else "done"
     return SectionRun(stem, state, time.perf_counter() - start, executed, page if page.exists() else None, error)
 
@@ -288,9 +272,9 @@ def _mark_done(executed: Path, mark: str) -> None:
     write_atomically(executed, nbformat.writes(page).encode())
 
 
-def _replace(beside: Path, folder: Path, last_result: Sequence[Path]) -> None:
+def _replace(workplace: Path, folder: Path, last_result: Sequence[Path]) -> None:
     """Moves all that a run wrote to its place, the notebook last, which says that it is done."""
-    fresh = {folder / path.relative_to(beside): path for path in beside.rglob("*") if path.is_file()}
+    fresh = {folder / path.relative_to(workplace): path for path in workplace.rglob("*") if path.is_file()}
     for stale in set(last_result) - set(fresh):
         stale.unlink(missing_ok=True)
     for target in sorted(fresh, key=last_result[-1].__eq__):

@@ -63,6 +63,37 @@ class Cost:
     flops: float
 
 
+class Chosen:
+    """What a search chose, and how good that is: `blocks`, and a table that has a row for them."""
+
+    blocks: tuple[str, ...]
+
+    @property
+    def tried(self) -> pd.DataFrame:
+        """All subsets that the search scored."""
+        raise NotImplementedError
+
+    @property
+    def accuracy(self) -> float:
+        """Mean accuracy of the chosen subset over seeds and folds, in [0, 1]."""
+        return float(row_of(self.tried, self.blocks)["accuracy"])
+
+    @property
+    def std(self) -> float:
+        """Its standard deviation over seeds and folds; missing for one score."""
+        return float(row_of(self.tried, self.blocks)["std"])
+
+    @property
+    def n(self) -> int:
+        """How many scores these are of."""
+        return int(row_of(self.tried, self.blocks)["n"])
+
+    @property
+    def cost(self) -> Cost:
+        """Of the whole search, every subset counted once."""
+        return total_cost(self.tried)
+
+
 @checked(scores=Table(("blocks",), ("accuracy",), rows=0))
 def summarize(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation and number of fold scores per subset.
@@ -109,7 +140,7 @@ def chosen_rows(rows: pd.DataFrame, among: str = "recipe", nested: bool = True) 
     if among == "recipe" and (rows.empty or rows["recipe"].max() == 0):
         return rows.drop(columns=among)
     blocks = rows["blocks"] if among == "recipe" else pd.Series("", rows.index)
-    return pd.concat([_of_best(own, among, nested) for _, own in rows.groupby(blocks, sort=False)], ignore_index=True)
+    return pd.concat([_of_best(some, among, nested) for _, some in rows.groupby(blocks, sort=False)], ignore_index=True)
 
 
 def _of_best(rows: pd.DataFrame, among: str, nested: bool) -> pd.DataFrame:

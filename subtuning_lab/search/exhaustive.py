@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from subtuning_lab.search.candidates import SCORER, Cost, Scorer, best_of, candidate_table, row_of, total_cost
+from subtuning_lab.search.candidates import SCORER, Chosen, Scorer, best_of, candidate_table
 from subtuning_lab.search.significance import fold_difference
 from subtuning_lab.search.statistics import DIGITS
 from subtuning_lab.utils.validation import Is, Whole, checked
@@ -22,7 +22,7 @@ RACE = Is(("Race", "Halving"), none=True)
 
 
 @dataclass(frozen=True)
-class SearchResult:
+class SearchResult(Chosen):
     """The best of many subsets, all of them scored, if only in short where a race gave them up.
 
     Args:
@@ -39,24 +39,9 @@ class SearchResult:
     title: str
 
     @property
-    def accuracy(self) -> float:
-        """Mean accuracy of the best subset over seeds and folds, in [0, 1]."""
-        return float(row_of(self.table, self.blocks)["accuracy"])
-
-    @property
-    def std(self) -> float:
-        """Its standard deviation over seeds and folds."""
-        return float(row_of(self.table, self.blocks)["std"])
-
-    @property
-    def n(self) -> int:
-        """How many scores these are of."""
-        return int(row_of(self.table, self.blocks)["n"])
-
-    @property
-    def cost(self) -> Cost:
-        """Of the whole search."""
-        return total_cost(self.table)
+    def tried(self) -> pd.DataFrame:
+        """The table."""
+        return self.table
 
 
 @checked(study=SCORER, size=Whole(1), limit=Whole(1), race=RACE)
@@ -64,13 +49,9 @@ def exhaustive_search(study: Scorer, size: int, limit: int = 500, race: Race | H
     """Scores every subset of up to `size` blocks, the empty one included.
 
     Args:
-        study: a `Study`, or whatever scores subsets likewise.
         size: blocks per subset, from 1 to the number of blocks.
         limit: how many subsets may be scored at most.
         race: drops hopeless subsets early; see `Race` and `Halving`.
-
-    Raises:
-        TypeError, ValueError: a size out of that range, or more subsets than `limit`.
 
     Source: PAPER "Greedy SubTuning", whose reviews ask whether greedy finds the best pair.
     """
@@ -90,12 +71,8 @@ def best_window(study: Scorer, max_window: int | None = None, race: Race | Halvi
     """Scores every window of consecutive blocks of any length up to `max_window`, by default all of them.
 
     Args:
-        study: a `Study`, or whatever scores subsets likewise.
         max_window: blocks in the longest window.
         race: drops hopeless windows early; see `Race` and `Halving`.
-
-    Raises:
-        TypeError, ValueError: `max_window` is not from 1 to the number of blocks.
 
     Source: PAPER "The Finetuning Profile" (windows of 2 and 3 blocks).
     """
@@ -121,9 +98,6 @@ def agreement_table(
         `std`, `n`, `difference` (how far it is ahead of the full search), `error` (its standard error, paired by fold),
         `within` (at most one standard error behind), `trainings`, `seconds`, `saved` (how many times fewer seconds the
         search takes), `flops`, `saved_flops` (likewise; a trunk that candidates share counts for each of them).
-
-    Raises:
-        ValueError: labels that differ.
     """
     rows = []
     for search, results in {"full": full, **cheaper}.items():

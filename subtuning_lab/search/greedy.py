@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import pandas as pd
 
-from subtuning_lab.search.candidates import SCORER, Cost, Scorer, best_of, candidate_table, row_of, total_cost
+from subtuning_lab.search.candidates import SCORER, Chosen, Scorer, best_of, candidate_table, row_of
 from subtuning_lab.search.exhaustive import RACE
 from subtuning_lab.search.replay import Rounds, remembered_rounds
 from subtuning_lab.search.significance import SignificantGain
 from subtuning_lab.search.statistics import DIGITS
 from subtuning_lab.utils.containers import Either
-from subtuning_lab.utils.validation import Is, OneOf, Real, Whole, checked
+from subtuning_lab.utils.validation import OneOf, Real, Whole, checked
 
 if TYPE_CHECKING:
     from subtuning_lab.search.racing import Halving, Race
@@ -29,7 +29,7 @@ _EPSILON = Either(Real(0, 1), OneOf((math.inf, -math.inf)))
 
 
 @dataclass(frozen=True)
-class GreedyResult:
+class GreedyResult(Chosen):
     """What a greedy search chose, and all that it saw.
 
     Args:
@@ -59,24 +59,9 @@ class GreedyResult:
     scores: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
 
     @property
-    def accuracy(self) -> float:
-        """Mean accuracy of the chosen subset over seeds and folds, in [0, 1]."""
-        return float(row_of(self.trace, self.blocks)["accuracy"])
-
-    @property
-    def std(self) -> float:
-        """Its standard deviation over seeds and folds; missing for one score."""
-        return float(row_of(self.trace, self.blocks)["std"])
-
-    @property
-    def n(self) -> int:
-        """How many scores these are of."""
-        return int(row_of(self.trace, self.blocks)["n"])
-
-    @property
-    def cost(self) -> Cost:
-        """Of the whole search, every subset counted once."""
-        return total_cost(self.trace)
+    def tried(self) -> pd.DataFrame:
+        """The trace."""
+        return self.trace
 
     @property
     def most(self) -> int:
@@ -89,30 +74,20 @@ class GreedyResult:
 
         One search with epsilon=-inf (forward) or inf (backward) goes through all rounds: it replays every epsilon.
         Rounds that the trace does not have leave `complete` False.
-
-        Raises:
-            TypeError, ValueError: an epsilon that `greedy_subtuning` does not take.
         """
-        plan, directions = replace(self, epsilon=float(epsilon)), self.trace.groupby("direction", sort=False)
-        return _better([_algorithm_1(replace(plan, direction=way), remembered_rounds(own)) for way, own in directions])
+        plan, traces = replace(self, epsilon=float(epsilon)), self.trace.groupby("direction", sort=False)
+        return _better([_algorithm_1(replace(plan, direction=way), remembered_rounds(rows)) for way, rows in traces])
 
 
-@checked(
-    study=SCORER,
-    epsilon=_EPSILON,
-    max_blocks=Whole(1, none=True),
-    direction=OneOf(DIRECTIONS),
-    keep=Is(SignificantGain, none=True),
-    race=RACE,
-)
+@checked
 def greedy_subtuning(
-    study: Scorer,
-    epsilon: float = 0.0,
-    max_blocks: int | None = None,
-    direction: str = "forward",
+    study: Annotated[Scorer, SCORER],
+    epsilon: Annotated[float, _EPSILON] = 0.0,
+    max_blocks: Annotated[int | None, Whole(1, none=True)] = None,
+    direction: Annotated[str, OneOf(DIRECTIONS)] = "forward",
     *,
     keep: SignificantGain | None = None,
-    race: Race | Halving | None = None,
+    race: Annotated[Race | Halving | None, RACE] = None,
 ) -> GreedyResult:
     """Adds blocks one by one, or removes them, as long as that pays.
 
@@ -123,7 +98,7 @@ def greedy_subtuning(
     block. A candidate of which a training diverged is shown, and never kept.
 
     Args:
-        study: a `Study`, or whatever scores subsets likewise. All candidates of a round are scored in one call.
+        study: asked for all candidates of a round in one call.
         epsilon: accuracy in [0, 1]; each step is compared with the subset so far. -inf adds blocks up to `max_blocks`
             whatever they bring, inf removes all.
         max_blocks: most blocks that may be chosen; by default all of them. "backward" removes blocks until so few
@@ -133,9 +108,6 @@ def greedy_subtuning(
         race: drops hopeless candidates early; these are never kept. See `Race` and `Halving`. That none of the others
             pays does not say that no block does: the search then goes on with the best of them for one more round, and
             two blocks that bring more than 2 epsilon together stay both. With `keep` it ends there.
-
-    Raises:
-        TypeError, ValueError: wrong arguments; scores that are no numbers.
 
     Source: PAPER "Greedy SubTuning (Algorithm 1)"; elimination as in the official code, with our own rule. Ours:
         the round more of a race.

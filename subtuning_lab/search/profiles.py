@@ -52,11 +52,7 @@ def finetuning_profile(study: Scorer, window: int = 1) -> Profile:
     """Scores every window of consecutive blocks, tuned alone; linear probing and full finetuning are scored as well.
 
     Args:
-        study: a `Study`, or whatever scores subsets likewise.
         window: consecutive blocks per subset, from 1 to the number of blocks.
-
-    Raises:
-        TypeError, ValueError: a window out of that range.
 
     Source: PAPER "The Finetuning Profile".
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -14,9 +14,10 @@ from scipy import stats
 from subtuning_lab.search.candidates import Scorer, check_accuracies, chosen_rows, value_of
 from subtuning_lab.search.significance import corrected_p, holm
 from subtuning_lab.search.statistics import DIGITS
-from subtuning_lab.utils.validation import Is, Real, Rule, Several, Whole, check_all, checked
+from subtuning_lab.utils.validation import Is, Real, Several, Whole, checked
 
 _SHARE = Real(0, 1, above=True, below=True)
+_LADDER = Several(Several(Real(0, 1, above=True), least=2))
 _SUBSETS = Several(Is((tuple, list, frozenset)), least=0)
 
 
@@ -33,6 +34,7 @@ class Stage:
     places: tuple[tuple[int, int], ...]
 
 
+@checked
 @dataclass(frozen=True)
 class Race:
     """Gives up what a paired test finds to be behind the leader, and trains the others in full.
@@ -54,26 +56,14 @@ class Race:
         most: of those that the test leaves after the short stage, so many go on at most, by their loss; None
             leaves it to the test.
 
-    Raises:
-        TypeError, ValueError: a value out of its range.
-
     Source: F-Race and t-race (Birattari et al. 2002; López-Ibáñez et al. 2016, irace). Ours: the short stage, its
         limit, and the test's correction for overlapping training sets.
     """
 
-    rules: ClassVar[dict[str, Rule]] = {
-        "alpha": _SHARE,
-        "first": Whole(2),
-        "short": _SHARE.or_none(),
-        "most": Whole(1, none=True),
-    }
-    alpha: float = 0.05
-    first: int = 2
-    short: float | None = 0.05
-    most: int | None = 2
-
-    def __post_init__(self) -> None:
-        check_all(vars(self), self.rules)
+    alpha: Annotated[float, _SHARE] = 0.05
+    first: Annotated[int, Whole(2)] = 2
+    short: Annotated[float | None, _SHARE.or_none()] = 0.05
+    most: Annotated[int | None, Whole(1, none=True)] = 2
 
     @checked(subsets=_SUBSETS, certain=_SUBSETS)
     def scores(
@@ -93,6 +83,7 @@ class Race:
         return race_scores(study, subsets, stages, survivors, certain)
 
 
+@checked
 @dataclass(frozen=True)
 class Halving:
     """Successive halving: the better part of the candidates gets a larger budget, and only the best is trained in full.
@@ -102,21 +93,13 @@ class Halving:
         ladder: shares of (epochs, folds and seeds) of the rungs, each in (0, 1], the last one (1, 1). Short schedules
             are ranked by their validation loss, full ones by accuracy.
 
-    Raises:
-        TypeError, ValueError: a value out of its range.
-
     Source: Jamieson and Talwalkar, Non-stochastic Best Arm Identification (2016).
     """
 
-    rules: ClassVar[dict[str, Rule]] = {
-        "eta": Real(1, above=True),
-        "ladder": Several(Several(Real(0, 1, above=True), least=2)),
-    }
-    eta: float = 4.0
-    ladder: tuple[tuple[float, float], ...] = ((0.05, 1.0), (1.0, 1.0))
+    eta: Annotated[float, Real(1, above=True)] = 4.0
+    ladder: Annotated[tuple[tuple[float, float], ...], _LADDER] = ((0.05, 1.0), (1.0, 1.0))
 
     def __post_init__(self) -> None:
-        check_all(vars(self), self.rules)
         if any(len(rung) != 2 for rung in self.ladder) or tuple(self.ladder[-1]) != (1, 1):
             raise ValueError(f"ladder is {self.ladder}; it must be of pairs (epochs, folds), the last of them (1, 1)")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -14,27 +14,21 @@ from scipy import stats
 from subtuning_lab.search.candidates import summarize, value_of
 from subtuning_lab.search.statistics import DIGITS, overlap_factor
 from subtuning_lab.utils.containers import Table
-from subtuning_lab.utils.validation import Flag, Is, Real, Rule, check_all, checked
+from subtuning_lab.utils.validation import Flag, Is, Real, checked
 
 _ROWS = Table(("fold", "seed"), ("accuracy",))
 
 
+@checked
 @dataclass(frozen=True)
 class SignificantGain:
     """Lets greedy SubTuning keep a block only where it is significantly better with it than without.
 
     Args:
         alpha: greatest p-value that counts as significant, above 0 and below 1.
-
-    Raises:
-        TypeError, ValueError: an alpha out of that range.
     """
 
-    rules: ClassVar[dict[str, Rule]] = {"alpha": Real(0, 1, above=True, below=True)}
-    alpha: float = 0.05
-
-    def __post_init__(self) -> None:
-        check_all(vars(self), self.rules)
+    alpha: Annotated[float, Real(0, 1, above=True, below=True)] = 0.05
 
     @checked(candidates=Is(Sequence), larger=Flag())
     def p_values(self, current: pd.DataFrame, candidates: Sequence[pd.DataFrame | None], larger: bool) -> list[float]:
@@ -48,9 +42,6 @@ class SignificantGain:
         Returns:
             For larger candidates Holm's: the best of many is tested. For smaller ones as they are: the search stops
             only if every removal hurts, so that a correction would help removals.
-
-        Raises:
-            ValueError: scores of one fold only.
         """
         if current["fold"].nunique() < 2:
             raise ValueError("a paired test over folds needs at least 2, got 1")
@@ -121,10 +112,10 @@ def compare_with_best(scores: pd.DataFrame) -> pd.DataFrame:
     means = summarize(scores)
     best = groups[means["score"].where(~means.index.isin(_given_up(scores))).idxmax()]
     places, rows = set(zip(best["fold"], best["seed"], strict=True)), []
-    for blocks, own in groups.items():
-        same = value_of(own).notna().all() and set(zip(own["fold"], own["seed"], strict=True)) == places
-        ahead = fold_difference(best, own) if same and blocks not in _given_up(scores) else _UNKNOWN
-        rows.append((-ahead.mean + 0.0, ahead.error, ahead.p, own is best or bool(ahead.mean <= ahead.error)))
+    for blocks, rows_of in groups.items():
+        same = value_of(rows_of).notna().all() and set(zip(rows_of["fold"], rows_of["seed"], strict=True)) == places
+        ahead = fold_difference(best, rows_of) if same and blocks not in _given_up(scores) else _UNKNOWN
+        rows.append((-ahead.mean + 0.0, ahead.error, ahead.p, rows_of is best or bool(ahead.mean <= ahead.error)))
     table = pd.DataFrame(rows, columns=["difference", "error", "p", "within"], index=means.index)
     return pd.concat([means["accuracy"], table], axis=1)
 

@@ -45,7 +45,15 @@ class Method(Protocol):
         """Plain values that determine the result, for the records."""
 
     def fit(self, backbone: Chain, train: Split, num_classes: int, seed: int, image_size: int | None) -> Any:
-        """Learns from labelled images; what it gives has `params`, and `logits(split)` (n, classes)."""
+        """Learns from labelled images; what it gives has `params`, and `logits(split)` (n, classes).
+
+        Args:
+            backbone: the pretrained chain, on the device to compute on; it is not changed.
+            train: training images, not augmented.
+            num_classes: outputs that the readout must have.
+            seed: of the training, where anything is left to chance.
+            image_size: side in pixels that images are resized to; None keeps their own.
+        """
 
 
 @dataclass(frozen=True)

@@ -228,8 +228,8 @@ class Records:
                 return
             except RecordsError as error:
                 if wait is None:
-                    told = f"; {len(self._kept)} finished scores wait, and are written as soon as that is possible"
-                    raise RecordsError(f"{error}{told if self._kept else ''}") from error
+                    waiting = f"; {len(self._kept)} finished scores wait, and are written as soon as that is possible"
+                    raise RecordsError(f"{error}{waiting if self._kept else ''}") from error
                 time.sleep(wait)
 
     def _sound(self, rows: Sequence[sqlite3.Row]) -> list[Row]:
@@ -261,9 +261,14 @@ class Records:
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError):
             raise
         except sqlite3.Error as error:
-            advice = [told for word, told in _ADVICE.items() if word in str(error)]
+            advice = [words for word, words in _ADVICE.items() if word in str(error)]
             what = "is not a records file" if "not a database" in str(error) else "can't be used"
             raise RecordsError(f"{self.path} {what}: {error}{f'; {advice[0]}' if advice else ''}") from error
+
+
+def opened(records: str | Path | Records | None) -> Records:
+    """The records themselves, those in a file, or new ones for this session only."""
+    return records if isinstance(records, Records) else Records(records or ":memory:")
 
 
 def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:

@@ -50,9 +50,6 @@ class TestResult:
             Index `class`; `images` of it, `accuracy` (share of them that is recognized, also called recall),
             `precision` (share of what is taken for it that is it; missing where nothing is), `taken_for` (the class
             that it is most often mistaken for; None where it never is).
-
-        Raises:
-            ValueError: every training diverged.
         """
         if self.confusion is None:
             raise ValueError("there is no confusion matrix; every training diverged")

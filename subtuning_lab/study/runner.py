@@ -138,7 +138,7 @@ class Runner:
         fitted = trial.method.fit(self.backbone, train, self.task.num_classes, trial.seed, self.image_size)
         results = [_measured(fitted.logits(split), split, with_confusion=trial.fold is None) for split in splits]
         seconds = time.perf_counter() - start
-        return [Score(**own, params=fitted.params, flops=flops, epochs=1, seconds=seconds) for own in results]
+        return [Score(**measured, params=fitted.params, flops=flops, epochs=1, seconds=seconds) for measured in results]
 
     def _score(self, trial: Trial, fit: Fit, tuned: TunedTask | None = None, split: Split | None = None) -> Score:
         """What a fit came to: on a fold by its own validation scores, at last by the tuned network on a split."""
@@ -216,8 +216,8 @@ def usable_device(device: str | torch.device | None, dtype: torch.dtype = torch.
         usable = torch.device(device)
         torch.empty(0, device=usable, dtype=dtype)
     except (RuntimeError, AssertionError, TypeError) as error:
-        told = " ".join(str(error).split())
-        raise ValueError(f'device is {device!r}; it must be one that is here, e.g. "cpu" or "cuda" ({told})') from error
+        why = " ".join(str(error).split())
+        raise ValueError(f'device is {device!r}; it must be one that is here, e.g. "cpu" or "cuda" ({why})') from error
     if usable.type == "meta":
         raise ValueError(f'device is {device!r}, where nothing is computed; it must be one such as "cpu" or "cuda"')
     return usable

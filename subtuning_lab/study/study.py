@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
@@ -24,36 +24,30 @@ from subtuning_lab.nets.inputs import check_images
 from subtuning_lab.nets.registry import pretraining_images
 from subtuning_lab.search.candidates import chosen_rows
 from subtuning_lab.study.keys import Candidate, Keys, Method, OtherImages, Trial, check_other
-from subtuning_lab.study.records import Records, Row
+from subtuning_lab.study.records import Records, Row, opened
 from subtuning_lab.study.results import TestResult, confusion_table
 from subtuning_lab.study.runner import Runner, usable_device
 from subtuning_lab.utils.containers import Blocks as BlocksRule
 from subtuning_lab.utils.containers import Either
-from subtuning_lab.utils.validation import Flag, Has, Is, OneOf, Rule, Several, Whole, checked
+from subtuning_lab.utils.validation import SEED, Flag, Has, Is, OneOf, Several, Whole, checked
 
-Blocks = Iterable[str] | Literal["all"]
 SCORES = ("accuracy", "balanced_accuracy", "loss")
+Blocks = Annotated[Iterable[str] | Literal["all"], BlocksRule()]
+Subsets = Annotated[Sequence[Blocks], Several(BlocksRule(), least=0)]
+Recipes = Annotated[Recipe | Sequence[Recipe], Either(Is(Recipe), Several(Is(Recipe)))]
+Seeds = Annotated[Sequence[int], Several(SEED, unique=True)]
+Folds = Annotated[int, Whole(1)]
+Store = Annotated[str | Path | Records | None, Is((str, Path, Records), none=True)]
+Shown = Annotated[bool | Callable[[int, int], None], Either(Flag(), Is(Callable))]
 _COLUMNS = ["fold", "seed", "accuracy", "loss", "params", "flops", "epochs", "seconds"]
 _OF_RECIPE = ["lr", "head_lr", "weight_decay", "bn"]
 _OF_ROW = ["balanced_accuracy", "status", "device", "threads"]
-_SUBSETS = Several(BlocksRule(), least=0)
 _METHOD = Has(("fit", "settings", "name"), "a method such as Head2Toe()")
-_WHAT = Either(BlocksRule(), _METHOD)
-_RULES: dict[str, Rule] = {
-    "backbone": Is(Chain),
-    "task": Is(Task),
-    "recipe": Either(Is(Recipe), Several(Is(Recipe))),
-    "folds": Whole(1),
-    "seeds": Several(Whole(0, 2**63 - 1), unique=True),
-    "records": Is((str, Path, Records), none=True),
-    "device": Is((str, torch.device), none=True),
-    "engine": OneOf(ENGINES),
-    "memory_limit": Whole(none=True),
-    "progress": Either(Flag(), Is(Callable)),
-    "score": OneOf(SCORES),
-}
+_Score = Annotated[str, OneOf(SCORES)]
+_Tested = Annotated[Blocks | Method, Either(BlocksRule(), _METHOD)]
 
 
+@checked
 class Study:
     """Scores subsets of one backbone on one task by cross-validation on the training split.
 
@@ -82,23 +76,20 @@ class Study:
         RecordsError: records that can't be read or written.
     """
 
-    rules: ClassVar[dict[str, Rule]] = _RULES
-
-    @checked(**_RULES)
     def __init__(
         self,
         backbone: Chain,
         task: Task,
-        recipe: Recipe | Sequence[Recipe],
+        recipe: Recipes,
         *,
-        folds: int = 5,
-        seeds: Sequence[int] = (0,),
-        records: str | Path | Records | None = None,
-        device: str | torch.device | None = None,
-        engine: str = "one_pass",
-        memory_limit: int | None = None,
-        progress: bool | Callable[[int, int], None] = True,
-        score: str = "accuracy",
+        folds: Folds = 5,
+        seeds: Seeds = (0,),
+        records: Store = None,
+        device: Annotated[str | torch.device | None, Is((str, torch.device), none=True)] = None,
+        engine: Annotated[str, OneOf(ENGINES)] = "one_pass",
+        memory_limit: Annotated[int | None, Whole(none=True)] = None,
+        progress: Shown = True,
+        score: _Score = "accuracy",
     ):
         self.recipes, self.seeds = check_recipes(recipe), tuple(map(int, seeds))
         self.task, self.n_folds, self.progress, self.score = task, int(folds), progress, score
@@ -106,7 +97,7 @@ class Study:
         self.backbone = frozen_copy(backbone).to(self.device)
         size = self.recipes[0].image_size
         check_images(self.backbone, task.train.images[:1], size)
-        self.records = records if isinstance(records, Records) else Records(records or ":memory:")
+        self.records = opened(records)
         self.parts, parts = part_table(backbone, size or task.image_size), task.folds(self.n_folds)
         keys, prepared = Keys(backbone, task, parts, size), Prepared(self.backbone)
         shared = (self.backbone, prepared, task, parts, self.records, keys, self.parts, size)
@@ -140,21 +131,21 @@ class Study:
         """One line for figures: backbone, task, number of training images."""
         return f"{self.backbone.name} on {self.task.name}, {len(self.task.train)} training images"
 
-    @checked(blocks=BlocksRule())
+    @checked
     def count_parameters(self, blocks: Blocks) -> int:
         """Parameters of a subset, the readout not counted."""
         return count_parameters(self.backbone, blocks)
 
-    @checked(**{name: _RULES[name].or_none() for name in ("task", "recipe", "folds", "seeds", "progress", "score")})
+    @checked
     def with_(
         self,
         *,
         task: Task | None = None,
-        recipe: Recipe | Sequence[Recipe] | None = None,
-        folds: int | None = None,
-        seeds: Sequence[int] | None = None,
-        progress: bool | Callable[[int, int], None] | None = None,
-        score: str | None = None,
+        recipe: Recipes | None = None,
+        folds: Folds | None = None,
+        seeds: Seeds | None = None,
+        progress: Shown | None = None,
+        score: _Score | None = None,
     ) -> Study:
         """The same study with other arguments; backbone and records are shared, and this one stays as it is.
 
@@ -187,16 +178,13 @@ class Study:
         Args:
             choices: fields of the recipe with a value each, or a list of values to choose among on the folds, e.g.
                 `variant(params="bias", lr=[1e-3, 1e-2])`.
-
-        Raises:
-            TypeError, ValueError: an unknown field, a value out of its range.
         """
         lists = {name: value if isinstance(value, list) else [value] for name, value in choices.items()}
         recipes = dict.fromkeys(one for recipe in self.recipes for one in recipe_grid(recipe, **lists))
         return self.with_(recipe=list(recipes))
 
-    @checked(subsets=_SUBSETS, nested=Flag())
-    def scores(self, subsets: Sequence[Blocks], nested: bool = True) -> pd.DataFrame:
+    @checked
+    def scores(self, subsets: Subsets, nested: bool = True) -> pd.DataFrame:
         """Fold scores of subsets, each with its best recipe, computed where no record has them.
 
         Args:
@@ -217,31 +205,26 @@ class Study:
         table = self._table(trials, self._runner.on_folds(trials, self.progress))
         return chosen_rows(self._with_recipes(table, candidates), nested=nested)
 
-    @checked(subsets=_SUBSETS)
-    def all_scores(self, subsets: Sequence[Blocks]) -> pd.DataFrame:
+    @checked
+    def all_scores(self, subsets: Subsets) -> pd.DataFrame:
         """As `scores`, with the rows of every recipe; `recipe` is its place among the distinct ones of a subset."""
         candidates = self.candidates(subsets)
         trials = self._trials(candidates)
         return self._with_recipes(self._table(trials, self._runner.on_folds(trials, self.progress)), candidates)
 
-    @checked(subsets=_SUBSETS)
-    def candidates(self, subsets: Sequence[Blocks]) -> list[Candidate]:
+    @checked
+    def candidates(self, subsets: Subsets) -> list[Candidate]:
         """Every distinct subset with each of its recipes."""
         distinct = dict.fromkeys(in_order(self.backbone, blocks) for blocks in subsets)
         return [Candidate(blocks, recipe) for blocks in distinct for recipe in self._recipes_of(blocks)]
 
-    @checked(
-        candidates=Several(Is(Candidate), least=0),
-        folds=Several(Whole(), none=True),
-        seeds=Several(Whole(), none=True),
-        epochs=Whole(1, none=True),
-    )
+    @checked
     def candidate_scores(
         self,
-        candidates: Sequence[Candidate],
-        folds: Sequence[int] | None = None,
-        seeds: Sequence[int] | None = None,
-        epochs: int | None = None,
+        candidates: Annotated[Sequence[Candidate], Several(Is(Candidate), least=0)],
+        folds: Annotated[Sequence[int] | None, Several(Whole(), none=True)] = None,
+        seeds: Annotated[Sequence[int] | None, Several(Whole(), none=True)] = None,
+        epochs: Annotated[int | None, Whole(1, none=True)] = None,
     ) -> pd.DataFrame:
         """Fold scores of candidates, computed where no record has them.
 
@@ -252,9 +235,6 @@ class Study:
 
         Returns:
             Rows as of `scores`, for each candidate, seed and fold; `candidate` is the candidate's place in the list.
-
-        Raises:
-            ValueError: folds or seeds that the study doesn't have, or epochs out of range.
         """
         Whole(1, self.epochs, none=True).check("epochs", epochs)
         trials = self._trials(candidates, folds, seeds, epochs)
@@ -273,7 +253,7 @@ class Study:
         table = self._table(trials, self._runner.on_folds(trials, self.progress))
         return table.assign(method=_places(len(trials), len(methods)))
 
-    @checked(blocks=BlocksRule())
+    @checked
     def recipe_of(self, blocks: Blocks) -> Recipe:
         """The recipe that a subset counts with: the best on all folds, where there are several."""
         names = in_order(self.backbone, blocks)
@@ -283,8 +263,8 @@ class Study:
         rows = self.all_scores([names])
         return recipes[chosen_rows(rows.assign(place=rows["recipe"]), nested=False)["place"].iloc[0]]
 
-    @checked(blocks=BlocksRule(), seed=Whole(none=True))
-    def fit(self, blocks: Blocks, seed: int | None = None) -> TunedTask:
+    @checked
+    def fit(self, blocks: Blocks, seed: Annotated[int | None, Whole(none=True)] = None) -> TunedTask:
         """Trains a subset on all training images.
 
         With early stopping, the first fold's validation images are held out to decide when to stop.
@@ -300,8 +280,8 @@ class Study:
         trial = Trial(names, self.recipe_of(names), seed, None)
         return replace(self._runner.tuned(trial, self.progress), scores=self._known_scores(trial))
 
-    @checked(what=_WHAT, also_on=Is(Split, none=True))
-    def test(self, what: Blocks | Method, also_on: Split | None = None) -> TestResult:
+    @checked
+    def test(self, what: _Tested, also_on: Split | None = None) -> TestResult:
         """Trains a subset, or a method, on all training images, once per seed, and scores it on the test split.
 
         Every call counts as a use of the test split, also where records already hold its score.
@@ -317,8 +297,8 @@ class Study:
             raise ValueError(f"task {self.task.name} has no test split")
         return self._at_last(what, [None] if also_on is None else [None, self._other(also_on)])
 
-    @checked(what=_WHAT, split=Is(Split))
-    def accuracy_on(self, what: Blocks | Method, split: Split) -> TestResult:
+    @checked
+    def accuracy_on(self, what: _Tested, split: Split) -> TestResult:
         """As `test`, on other images with the same classes: what an adapted network still does elsewhere.
 
         Every call counts as a use of these images; the test split's own count stays as it is.
@@ -335,7 +315,7 @@ class Study:
             self._others[split] = OtherImages(split)
         return self._others[split]
 
-    def _at_last(self, what: Blocks | Method, others: Sequence[OtherImages | None]) -> TestResult:
+    def _at_last(self, what: _Tested, others: Sequence[OtherImages | None]) -> TestResult:
         """Scores on the first of these images, None being the test split; what is trained is scored on all of them."""
         if hasattr(what, "fit"):
             trainings = [Trial((), None, seed, None, what) for seed in self.seeds]
@@ -344,18 +324,11 @@ class Study:
             trainings = [Trial(names, self.recipe_of(names), seed, None) for seed in self.seeds]
         uses = self.records.count_test(self._runner.keys.key_of_uses(others[0]))
         trials = [replace(training, other=other) for other in others for training in trainings]
-        found = self._runner.at_last(trials, self.progress)
-        rows = [found[trial] for trial in trials[: len(trainings)]]
-        values = {name: tuple(math.nan if row[name] is None else row[name] for row in rows) for name in SCORES}
-        return TestResult(
-            trials[0].blocks,
-            values["accuracy"],
-            len(self._runner.scored(trials[0])),
-            uses,
-            values["balanced_accuracy"],
-            values["loss"],
-            confusion_table([row["confusion"] for row in rows], self.task.classes),
-        )
+        scored = self._runner.at_last(trials, self.progress)
+        rows, n_test = [scored[trial] for trial in trials[: len(trainings)]], len(self._runner.scored(trials[0]))
+        accuracies, *further = (tuple(math.nan if row[name] is None else row[name] for row in rows) for name in SCORES)
+        confusion = confusion_table([row["confusion"] for row in rows], self.task.classes)
+        return TestResult(trials[0].blocks, accuracies, n_test, uses, *further, confusion)
 
     def _known_scores(self, trial: Trial) -> dict[str, float]:
         """Mean, spread and number of a subset's fold scores, where the records have them all."""
@@ -421,12 +394,12 @@ def _warn_of_mixture(table: pd.DataFrame) -> None:
     threads = table["threads"].where(table["device"] == "cpu")  # a GPU's results don't depend on them
     kinds = pd.DataFrame({"device": table["device"], "threads": threads}).value_counts(dropna=False, sort=False)
     if len(kinds) > 1:
-        said = [
+        origins = [
             f"{count} on {device}" + ("" if pd.isna(threads) else f" with {int(threads)} threads")
             for (device, threads), count in kinds.items()
         ]
         warnings.warn(
-            f"scores computed in different ways stand in one table: {', '.join(said)}. They agree but for rounding, "
+            f"scores computed in different ways stand in one table: {', '.join(origins)}. They agree but for rounding, "
             "which training can magnify; the columns device and threads tell which is which",
             stacklevel=4,
         )

@@ -9,20 +9,21 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from subtuning_lab.utils.containers import Either, Mapped
-from subtuning_lab.utils.validation import Is, OneOf, Real, Rule, Several, Text, Whole, check_all, checked
+from subtuning_lab.utils.validation import Is, OneOf, Real, Several, Text, Whole, checked
 
 COUNT, SHARE = Whole(1, 10**15), Real(0, 1)
 SIZE, POSITIVE = Real(0, 1e100), Real(0, 1e100, above=True)  # no product of two of them overflows
 CONFIDENCE = Real(0, 1, above=True, below=True)
 
 
+@checked
 @dataclass(frozen=True)
 class Bound:
     """An upper bound on an error rate, or on the gap between it and the training error, and what it is made of.
@@ -35,29 +36,17 @@ class Bound:
         confidence: probability over the training sample that the bound holds, in (0, 1).
         of: "error" or "gap".
         assumptions: what must be true for it to hold.
-
-    Raises:
-        ValueError: a value or term that is negative or not finite, or terms with another sum.
     """
 
-    name: str
-    value: float
-    terms: Mapping[str, float]
+    name: Annotated[str, Text()]
+    value: Annotated[float, Real(0)]
+    terms: Annotated[Mapping[str, float], Mapped(Real(0))]
     inputs: Mapping[str, object] = field(repr=False)
-    confidence: float
-    of: str = "error"
+    confidence: Annotated[float, CONFIDENCE]
+    of: Annotated[str, OneOf(("error", "gap"))] = "error"
     assumptions: tuple[str, ...] = field(default=(), repr=False)
 
-    rules: ClassVar[dict[str, Rule]] = {
-        "name": Text(),
-        "value": Real(0),
-        "terms": Mapped(Real(0)),
-        "confidence": CONFIDENCE,
-        "of": OneOf(("error", "gap")),
-    }
-
     def __post_init__(self) -> None:
-        check_all(vars(self), self.rules)
         if not math.isclose(math.fsum(self.terms.values()), self.value, rel_tol=1e-9, abs_tol=1e-9):
             raise ValueError(f"terms sum to {math.fsum(self.terms.values())}; it must be value, {self.value}")
         object.__setattr__(self, "terms", dict(self.terms))  # copies, so that the caller's can't change it
@@ -74,26 +63,17 @@ class Bound:
         return f"{self.name}: {self.of} <= {self.value:.3g}{says} with confidence {self.confidence:g} = {sum_of}"
 
 
-@checked(
-    n=COUNT,
-    tuned_params=Whole(0, 10**15),
-    delta=SIZE,
-    n_blocks=Whole(1, 10**4),
-    max_blocks=Whole(1),
-    confidence=CONFIDENCE,
-    empirical_error=SHARE.or_none(),
-    constant=POSITIVE,
-)
+@checked
 def subtuning_bound(
     *,
-    n: int,
-    tuned_params: int,
-    delta: float,
-    n_blocks: int,
-    max_blocks: int,
-    confidence: float = 0.95,
-    empirical_error: float | None = None,
-    constant: float = 1.0,
+    n: Annotated[int, COUNT],
+    tuned_params: Annotated[int, Whole(0, 10**15)],
+    delta: Annotated[float, SIZE],
+    n_blocks: Annotated[int, Whole(1, 10**4)],
+    max_blocks: Annotated[int, Whole(1)],
+    confidence: Annotated[float, CONFIDENCE] = 0.95,
+    empirical_error: Annotated[float | None, SHARE.or_none()] = None,
+    constant: Annotated[float, POSITIVE] = 1.0,
 ) -> Bound:
     """The paper's rate for greedy SubTuning, C sqrt(r') Delta log(k L) / sqrt(n), to compare choices with.
 
@@ -118,22 +98,15 @@ def subtuning_bound(
     return _rate("SubTuning (paper's rate)", inputs, "tuned_params", factor, confidence, empirical_error)
 
 
-@checked(
-    n=COUNT,
-    params=Whole(0, 10**15),
-    delta=SIZE,
-    confidence=CONFIDENCE,
-    empirical_error=SHARE.or_none(),
-    constant=POSITIVE,
-)
+@checked
 def full_finetuning_bound(
     *,
-    n: int,
-    params: int,
-    delta: float,
-    confidence: float = 0.95,
-    empirical_error: float | None = None,
-    constant: float = 1.0,
+    n: Annotated[int, COUNT],
+    params: Annotated[int, Whole(0, 10**15)],
+    delta: Annotated[float, SIZE],
+    confidence: Annotated[float, CONFIDENCE] = 0.95,
+    empirical_error: Annotated[float | None, SHARE.or_none()] = None,
+    constant: Annotated[float, POSITIVE] = 1.0,
 ) -> Bound:
     """The paper's rate for full finetuning, C sqrt(r) Delta / sqrt(n).
 

@@ -77,8 +77,7 @@ def linearization_gap(
         predicted class; `n`, images.
 
     Raises:
-        ValueError: images outside [0, 1], steps that are missing or not above 0, a start that doesn't fit the readout,
-            a Siamese task, or one in which nothing moves.
+        ValueError: a start that doesn't fit the readout, a Siamese task, or one in which nothing moves.
 
     Source: PAPER "Theorem 1", f~(x) = f(x) + <psi(x), w>.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -42,38 +43,26 @@ from subtuning_lab.theory.weight_noise import (
 from subtuning_lab.utils.containers import Blocks as BlocksRule
 from subtuning_lab.utils.containers import Either, Mapped, Table
 from subtuning_lab.utils.random import Stream, seeded
-from subtuning_lab.utils.validation import Flag, Is, Several, Text, Whole, checked
+from subtuning_lab.utils.validation import Several, Text, Whole, checked
 
 BOUNDS: tuple[str, ...] = ("paper", "rademacher", "pac_bayes")
 RADII = geometric_grid(1e-2, 1e4, math.sqrt(2))
 
 
-@checked(
-    study=Is(Study),
-    subsets=Mapped(BlocksRule()),
-    n_jacobian=Whole(1, none=True),
-    margins=Several(POSITIVE),
-    sigmas=SIGMA_CHOICES,
-    posteriors=Whole(2),
-    confidence=CONFIDENCE,
-    price=Either(SIZE, Mapped(SIZE, least=0)),
-    half_prior=Flag(),
-    test=Flag(),
-    seed=Whole(),
-)
+@checked
 def measure_bounds(
     study: Study,
-    subsets: Mapping[str, Blocks],
+    subsets: Annotated[Mapping[str, Blocks], Mapped(BlocksRule())],
     *,
-    n_jacobian: int | None = None,
-    margins: Sequence[float] = (1.0,),
-    sigmas: Sigmas = None,
-    posteriors: int = 1000,
-    confidence: float = 0.95,
-    price: Mapping[str, float] | float = 0.0,
+    n_jacobian: Annotated[int | None, Whole(1, none=True)] = None,
+    margins: Annotated[Sequence[float], Several(POSITIVE)] = (1.0,),
+    sigmas: Annotated[Sigmas, SIGMA_CHOICES] = None,
+    posteriors: Annotated[int, Whole(2)] = 1000,
+    confidence: Annotated[float, CONFIDENCE] = 0.95,
+    price: Annotated[Mapping[str, float] | float, Either(SIZE, Mapped(SIZE, least=0))] = 0.0,
     half_prior: bool = False,
     test: bool = False,
-    seed: int = 0,
+    seed: Annotated[int, Whole()] = 0,
 ) -> pd.DataFrame:
     """Trains each subset on all training images, and says what was measured and what the bounds promise.
 
@@ -109,8 +98,7 @@ def measure_bounds(
         images than the fit that is bounded. `train_accuracy - accuracy` is no gap: it has different networks.
 
     Raises:
-        TypeError, ValueError: subsets that are no mapping or empty, numbers out of range, recipes that are Siamese or
-            update BatchNorm statistics, a price for an unknown label.
+        ValueError: recipes that are Siamese or update BatchNorm statistics, or a price for an unknown label.
 
     Source: PAPER "Theorem 1"; the question is its reviewers'.
     """
@@ -146,24 +134,16 @@ def measure_bounds(
     return pd.DataFrame(rows)
 
 
-@checked(
-    table=Table(("study", "blocks"), ("params",)),
-    bounds=Several(Text()),
-    against=Several(Text()),
-    single=Flag(),
-    resamples=Whole(1),
-    confidence=CONFIDENCE,
-    seed=Whole(),
-)
+@checked
 def rank_correlations(
-    table: pd.DataFrame,
-    bounds: Sequence[str] = BOUNDS,
-    against: Sequence[str] = ("gap", "accuracy"),
+    table: Annotated[pd.DataFrame, Table(("study", "blocks"), ("params",))],
+    bounds: Annotated[Sequence[str], Several(Text())] = BOUNDS,
+    against: Annotated[Sequence[str], Several(Text())] = ("gap", "accuracy"),
     *,
     single: bool = True,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    resamples: Annotated[int, Whole(1)] = 2000,
+    confidence: Annotated[float, CONFIDENCE] = 0.95,
+    seed: Annotated[int, Whole()] = 0,
 ) -> pd.DataFrame:
     """How well bounds rank subsets: rank correlations within each study, and their mean over studies.
 
@@ -184,32 +164,29 @@ def rank_correlations(
         One row per study and "all" (where there are several), bound and quantity: `study`, `bound`, `against`,
         `spearman`, `low`, `high`, `kendall` (tau-b), `n` subsets. Missing where one side is constant, e.g. where a
         bound is 1 throughout, and where fewer than 3 subsets are left.
-
-    Raises:
-        ValueError: an unknown column, a table without rows, or numbers out of range.
     """
     rows = table[table["blocks"].map(len) == 1] if single else table
     unknown = [name for name in (*bounds, *against) if name not in table]
     if unknown or rows.empty:
         raise ValueError(f"the table has no {unknown[0]!r}" if unknown else "the table has no such rows")
     groups = dict(list(rows.groupby("study", sort=False)))
-    scopes = {title: [own] for title, own in groups.items()}
+    scopes = {title: [group] for title, group in groups.items()}
     scopes |= {"all": [*groups.values()]} if len(groups) > 1 else {}
     results = []
-    for title, own in scopes.items():
+    for title, tables in scopes.items():
         for bound in dict.fromkeys((*bounds, "params")):
             for quantity in dict.fromkeys((*against, "params")):
                 if bound != quantity:
                     column = f"{bound}_gap" if quantity == "gap" and f"{bound}_gap" in table else bound
-                    pairs = [part[[column, quantity]].to_numpy(float) for part in own]
+                    pairs = [part[[column, quantity]].to_numpy(float) for part in tables]
                     results.append((title, bound, quantity, *_correlation(pairs, resamples, confidence, seed)))
     return pd.DataFrame(results, columns=["study", "bound", "against", "spearman", "low", "high", "kendall", "n"])
 
 
 def _correlation(pairs: list[np.ndarray], resamples: int, confidence: float, seed: int) -> tuple[float, ...]:
     """Mean over studies of Spearman's rho with its interval, and of Kendall's tau-b; number of subsets."""
-    rho, low, high = rank_correlation([own[None] for own in pairs], resamples, confidence, seed)
-    kendall = np.mean([stats.kendalltau(*own.T).statistic for own in pairs]) if math.isfinite(rho) else math.nan
+    rho, low, high = rank_correlation([columns[None] for columns in pairs], resamples, confidence, seed)
+    kendall = np.mean([stats.kendalltau(*columns.T).statistic for columns in pairs]) if math.isfinite(rho) else math.nan
     return rho, low, high, kendall, sum(map(len, pairs))
 
 
@@ -236,12 +213,12 @@ def _prices(subsets: Mapping[str, Blocks], price: Mapping[str, float] | float) -
 def _fold_gaps(study: Study, subsets: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], float]:
     """Training less validation accuracy of each subset's fold fits, which are trained once more for it."""
     recipes, task, gaps = [study.recipe_of(blocks) for blocks in subsets], study.task, []
-    how = {"num_classes": task.num_classes, "seed": study.seeds[0]}
-    for rows in task.folds(study.n_folds):
-        train, held_out = (task.train.take(own) for own in rows)
-        fits = fit_together(study.backbone, subsets, train, recipes, validation=held_out, **how)
-        own = [TunedTask(study.backbone, fit.blocks, fit.weights, task.classes, recipes[0].image_size) for fit in fits]
-        gaps.append([tuned.accuracy(train) - fit.accuracy for tuned, fit in zip(own, fits, strict=True)])
+    options, size = {"num_classes": task.num_classes, "seed": study.seeds[0]}, recipes[0].image_size
+    for fold in task.folds(study.n_folds):
+        train, held_out = map(task.train.take, fold)
+        fits = fit_together(study.backbone, subsets, train, recipes, validation=held_out, **options)
+        tuned = [TunedTask(study.backbone, fit.blocks, fit.weights, task.classes, size) for fit in fits]
+        gaps.append([one.accuracy(train) - fit.accuracy for one, fit in zip(tuned, fits, strict=True)])
     return dict(zip(subsets, np.mean(gaps, axis=0).tolist(), strict=True))
 
 
@@ -293,9 +270,10 @@ def _rademacher(
 ) -> Bound:
     """The smallest over the candidates for the margin; `right_by` are the linearized network's margins (n,)."""
     delta = math.hypot(facts["delta"], facts["head_delta"])
-    how = {"n": facts["n"], "delta": delta, "deltas": RADII, "feature_norms": facts["feature_norm"], "margins": margins}
-    how |= {"price": price, "confidence": confidence}
-    bounds = [rademacher_bound(margin=own, empirical_error=ramp_error(right_by, own), **how) for own in margins]
+    shared = {"n": facts["n"], "delta": delta, "deltas": RADII, "feature_norms": facts["feature_norm"]}
+    shared |= {"margins": margins, "price": price, "confidence": confidence}
+    errors = {margin: ramp_error(right_by, margin) for margin in margins}
+    bounds = [rademacher_bound(margin=margin, empirical_error=error, **shared) for margin, error in errors.items()]
     return min(bounds, key=lambda bound: bound.value)
 
 

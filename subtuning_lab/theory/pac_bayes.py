@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 from scipy.optimize import brentq
@@ -25,6 +26,7 @@ from subtuning_lab.theory.bounds import (
 from subtuning_lab.utils.containers import Either, Mapped, Numbers
 from subtuning_lab.utils.validation import Real, checked
 
+_SIGMAS = Either(Numbers(0), Mapped(Numbers(0)), none=True)
 MONTE_CARLO_SHARE = 0.1  # of the failure probability; the rest is for the training sample
 
 _RANDOMIZED = (
@@ -111,26 +113,17 @@ def monte_carlo_upper(errors: Sequence[float] | np.ndarray, failure: float) -> f
     return float(min(1.0, tail, bernstein))
 
 
-@checked(
-    errors=Numbers(0, 1),
-    n=COUNT,
-    delta=Either(SIZE, Mapped(SIZE)),
-    sigma=Either(POSITIVE, Mapped(POSITIVE)),
-    sigmas=Either(Numbers(0), Mapped(Numbers(0)), none=True),
-    price=SIZE,
-    posteriors=COUNT.or_none(),
-    confidence=CONFIDENCE,
-)
+@checked
 def pac_bayes_bound(
     *,
-    errors: Sequence[float] | np.ndarray,
-    n: int,
-    delta: Mapping[str, float] | float,
-    sigma: Mapping[str, float] | float,
-    sigmas: Mapping[str, Sequence[float]] | Sequence[float] | None = None,
-    price: float = 0.0,
-    posteriors: int | None = None,
-    confidence: float = 0.95,
+    errors: Annotated[Sequence[float] | np.ndarray, Numbers(0, 1)],
+    n: Annotated[int, COUNT],
+    delta: Annotated[Mapping[str, float] | float, Either(SIZE, Mapped(SIZE))],
+    sigma: Annotated[Mapping[str, float] | float, Either(POSITIVE, Mapped(POSITIVE))],
+    sigmas: Annotated[Mapping[str, Sequence[float]] | Sequence[float] | None, _SIGMAS] = None,
+    price: Annotated[float, SIZE] = 0.0,
+    posteriors: Annotated[int | None, COUNT.or_none()] = None,
+    confidence: Annotated[float, CONFIDENCE] = 0.95,
 ) -> Bound:
     """PAC-Bayes-kl bound on the error of a network whose tuned weights carry Gaussian noise; no linearization.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import pandas as pd
 import torch
@@ -77,30 +77,20 @@ class GradientNorms:
         return pd.DataFrame(columns | {"n": n}, index=pd.Index(self.parts, name="part"))
 
 
-@checked(
-    backbone=Is(Chain),
-    head=Is(nn.Linear),
-    method=OneOf(METHODS),
-    directions=Whole(2),
-    seed=Whole(),
-    image_size=Whole(1, none=True),
-    chunk=Whole(1, none=True),
-    direction_chunk=Whole(1, none=True),
-    memory_limit=Whole(1, none=True),
-)
+@checked
 def gradient_norms(
     backbone: Chain,
-    head: nn.Linear,
+    head: Annotated[nn.Linear, Is(nn.Linear)],
     images: torch.Tensor,
     *,
-    method: str = "exact",
+    method: Annotated[str, OneOf(METHODS)] = "exact",
     labels: torch.Tensor | Sequence[int] | None = None,
-    directions: int = 64,
-    seed: int = 0,
-    image_size: int | None = None,
-    chunk: int | None = None,
-    direction_chunk: int | None = None,
-    memory_limit: int | None = None,
+    directions: Annotated[int, Whole(2)] = 64,
+    seed: Annotated[int, Whole()] = 0,
+    image_size: Annotated[int | None, Whole(1, none=True)] = None,
+    chunk: Annotated[int | None, Whole(1, none=True)] = None,
+    direction_chunk: Annotated[int | None, Whole(1, none=True)] = None,
+    memory_limit: Annotated[int | None, Whole(1, none=True)] = None,
 ) -> GradientNorms:
     """Squared Frobenius norms of psi_b(x) = d logits / d theta_b for every part b and image x.
 
@@ -120,9 +110,8 @@ def gradient_norms(
         memory_limit: bytes that a chunk may take, by `chunk_sizes`; None: a safe share of what is free.
 
     Raises:
-        TypeError: a backbone, readout or images of another type.
-        ValueError: a readout of another width, images outside [0, 1], labels that are missing or out of range, an
-            unknown method, an empty chunk, or a part that mixes the images of a batch.
+        ValueError: a readout of another width, labels that are missing or out of range, or a part that mixes the images
+            of a batch.
 
     Source: PAPER "Theorem 1", whose psi it is. Gradients per image come from inputs and output gradients (Goodfellow
         2015, "Efficient per-example gradient computations"); the random signs are Hutchinson's estimator.
@@ -147,12 +136,12 @@ def gradient_norms(
             features = traces[-1].output.detach()
             reach = features.square().sum(1) + (head.bias is not None)  # the readout's gradient is v (features, 1)^T
             if method == "exact":
-                vectors, own = basis[:, None].expand(-1, len(rows), -1), head.out_features / count
+                vectors, scale = basis[:, None].expand(-1, len(rows), -1), head.out_features / count
             else:
                 v = _class_directions(head(features), rows, labels, directions, seed)
-                vectors, own = v @ head.weight, v.square().sum(-1)
+                vectors, scale = v @ head.weight, v.square().sum(-1)
             parts = [_norms_backward(traces, plans, some) for some in vectors.split(direction_chunk or most[1])]
-            at_head = (own * reach).expand(count, -1)[..., None]
+            at_head = (scale * reach).expand(count, -1)[..., None]
             return _summed(torch.cat([torch.cat(parts), at_head], 2), method)
 
         values = _in_threads(norms_of, torch.arange(len(images)).split(chunk or most[0]), threads)
@@ -300,13 +289,13 @@ def _plan(trace: _Trace) -> _Plan:
     expected, names = _norms_by_vmap(trace, others, g), {module: name for name, module in trace.part.named_modules()}
     called, modules = [module for module, *_ in trace.calls], set()
     for (module, x, _), gradient in zip(trace.calls, _gradients(trace, g)[1], strict=True):
-        own = [name for name, _ in module.named_parameters(names[module], recurse=False)]
-        if gradient is None or called.count(module) > 1 or not own or not {*own} <= others.keys():
+        names_here = [name for name, _ in module.named_parameters(names[module], recurse=False)]
+        if gradient is None or called.count(module) > 1 or not names_here or not {*names_here} <= others.keys():
             continue
-        wanted = sum(expected[name] for name in own)
+        wanted = sum(expected[name] for name in names_here)
         if torch.allclose(_norms_by_formula(module, x, gradient), wanted, rtol=1e-6, atol=0):
             modules.add(module)
-            others = {name: p for name, p in others.items() if name not in own}
+            others = {name: p for name, p in others.items() if name not in names_here}
     return _Plan(modules, others)
 
 
@@ -348,7 +337,7 @@ def _norms_by_vmap(
         return {}
 
     def alone(x: torch.Tensor, g: torch.Tensor) -> dict[str, torch.Tensor]:
-        _, pull = vjp(lambda own: functional_call(trace.part, own, (x[None].clone(),)), params)
+        _, pull = vjp(lambda weights: functional_call(trace.part, weights, (x[None].clone(),)), params)
         (gradients,) = vmap(pull)(g[:, None])
         return {name: gradient.flatten(1).square().sum(1) for name, gradient in gradients.items()}
 

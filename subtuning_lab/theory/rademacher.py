@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
@@ -53,28 +54,18 @@ def empirical_rademacher(feature_norms: Sequence[float] | np.ndarray, delta: flo
     return float(delta * np.linalg.norm(feature_norms) / len(feature_norms))
 
 
-@checked(
-    n=COUNT,
-    delta=SIZE,
-    feature_norms=Either(SIZE, Numbers(0, 1e100)),
-    margin=POSITIVE,
-    empirical_error=SHARE.or_none(),
-    deltas=Numbers(0, none=True),
-    margins=Numbers(0, none=True),
-    price=SIZE,
-    confidence=CONFIDENCE,
-)
+@checked
 def rademacher_bound(
     *,
-    n: int,
-    delta: float,
-    feature_norms: Sequence[float] | np.ndarray | float,
-    margin: float,
-    empirical_error: float | None = None,
-    deltas: Sequence[float] | None = None,
-    margins: Sequence[float] | None = None,
-    price: float = 0.0,
-    confidence: float = 0.95,
+    n: Annotated[int, COUNT],
+    delta: Annotated[float, SIZE],
+    feature_norms: Annotated[Sequence[float] | np.ndarray | float, Either(SIZE, Numbers(0, 1e100))],
+    margin: Annotated[float, POSITIVE],
+    empirical_error: Annotated[float | None, SHARE.or_none()] = None,
+    deltas: Annotated[Sequence[float] | None, Numbers(0, none=True)] = None,
+    margins: Annotated[Sequence[float] | None, Numbers(0, none=True)] = None,
+    price: Annotated[float, SIZE] = 0.0,
+    confidence: Annotated[float, CONFIDENCE] = 0.95,
 ) -> Bound:
     """Theorem 1 with constants, for the linearized network f(x) + psi_S(x) w, |w| <= Delta, with K logits.
 
@@ -90,9 +81,6 @@ def rademacher_bound(
         margins: the same for `margin`, which must be one of them.
         price: log of the number of subsets that S was chosen among, see `selection_price`.
         confidence: in (0, 1).
-
-    Raises:
-        ValueError: an argument out of its range, by name.
 
     Proof sketch. (1) For losses in [0, 1], symmetrization and McDiarmid twice, at half the failure probability each:
         risk <= empirical risk + 2 R + 3 sqrt(log(2 / failure) / 2n), R the empirical Rademacher complexity of the

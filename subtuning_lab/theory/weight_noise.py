@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -72,12 +73,13 @@ def noisy_bound(
     grid, way, n = noise_grid(sigmas), tuned_distance(tuned, head_start)["distance"], len(split)
     delta = {"blocks": float(way["all"]), "head": float(way["head"])}
     if not tuned.blocks:
-        grid, delta = ({"head": own["head"]} for own in (grid, delta))
-    fixed = price + sum(math.log(len(own)) for own in grid.values()) + math.log(2 * math.sqrt(n) / (1 - confidence))
-    own, at_head = grid.get("blocks", (0.0,)), grid["head"]
-    means = posterior_errors(tuned, split, own, at_head, draws=max(2, posteriors // 10), seed=2 * seed).mean(1)
+        grid, delta = ({"head": values["head"]} for values in (grid, delta))
+    fixed = price + sum(math.log(len(sigmas)) for sigmas in grid.values())
+    fixed += math.log(2 * math.sqrt(n) / (1 - confidence))
+    in_blocks, at_head = grid.get("blocks", (0.0,)), grid["head"]
+    means = posterior_errors(tuned, split, in_blocks, at_head, draws=max(2, posteriors // 10), seed=2 * seed).mean(1)
     candidates = []
-    for sigma, errors in zip(own, means.tolist(), strict=True):
+    for sigma, errors in zip(in_blocks, means.tolist(), strict=True):
         for head_sigma, error in zip(at_head, errors, strict=True):
             noise = {"blocks": sigma, "head": head_sigma} if tuned.blocks else {"head": head_sigma}
             divergence = gaussian_kl(delta, noise)
@@ -86,8 +88,8 @@ def noisy_bound(
     draws = posteriors if tuned.blocks else _EXACT
     chosen = ([noise.get("blocks", 0.0)], [noise["head"]])
     errors = posterior_errors(tuned, split, *chosen, draws=draws, seed=2 * seed + 1).flatten().numpy()
-    how = {"n": n, "delta": delta, "sigma": noise, "sigmas": grid, "posteriors": 1}
-    return pac_bayes_bound(errors=errors, price=price, confidence=confidence, **how)
+    chosen_noise = {"n": n, "delta": delta, "sigma": noise, "sigmas": grid, "posteriors": 1}
+    return pac_bayes_bound(errors=errors, price=price, confidence=confidence, **chosen_noise)
 
 
 @checked(study=Is(Study), lr_share=POSITIVE, **_NOISE)
@@ -118,37 +120,29 @@ def half_prior_bound(
     blocks, task = in_order(study.backbone, blocks), replace(study.task, test=None, validation=None)
     recipe = replace(study.recipe_of(blocks), patience=None)
     first, second = (task.train.take(rows) for rows in task.folds(2, seed)[0])
-    how = {"folds": 2, "seeds": study.seeds[:1], "device": study.device, "progress": False}
-    prior = Study(study.backbone, replace(task, train=first), recipe, **how).fit(blocks)
+    options = {"folds": 2, "seeds": study.seeds[:1], "device": study.device, "progress": False}
+    prior = Study(study.backbone, replace(task, train=first), recipe, **options).fit(blocks)
     centre = prior.network()
     centre.backbone.source_head = centre.head
     head_lr = recipe.head_lr and lr_share * recipe.head_lr
     again = replace(recipe, lr=lr_share * recipe.lr, head_lr=head_lr, head_start="source")
-    posterior = Study(centre.backbone, task, again, **how).fit(blocks)
+    posterior = Study(centre.backbone, task, again, **options).fit(blocks)
     price += math.log(len({*study.recipes}))
     noise = {"sigmas": sigmas, "posteriors": posteriors, "confidence": confidence, "seed": seed}
     return noisy_bound(posterior, second, readout_start(posterior), price=price, **noise)
 
 
-@checked(
-    tuned=Is(TunedTask),
-    split=Is(Split),
-    sigmas=Numbers(0, 1e100),
-    head_sigmas=Several(POSITIVE),
-    draws=Whole(1),
-    images_per_draw=Whole(1),
-    seed=Whole(),
-)
+@checked
 @torch.no_grad()
 def posterior_errors(
     tuned: TunedTask,
     split: Split,
-    sigmas: Sequence[float],
-    head_sigmas: Sequence[float],
+    sigmas: Annotated[Sequence[float], Numbers(0, 1e100)],
+    head_sigmas: Annotated[Sequence[float], Several(POSITIVE)],
     *,
-    draws: int = 1000,
-    images_per_draw: int = 4,
-    seed: int = 0,
+    draws: Annotated[int, Whole(1)] = 1000,
+    images_per_draw: Annotated[int, Whole(1)] = 4,
+    seed: Annotated[int, Whole()] = 0,
 ) -> torch.Tensor:
     """Error rates of networks with noise on the tuned blocks and the readout, float64 (sigmas, draws, head_sigmas).
 
@@ -166,7 +160,7 @@ def posterior_errors(
         seed: of noise and images.
 
     Raises:
-        ValueError: numbers out of range, a Siamese task, or a readout of several layers.
+        ValueError: a Siamese task, or a readout of several layers.
     """
     if tuned.siamese:
         raise ValueError("the task is Siamese; noise is there for plain tasks only")
@@ -176,12 +170,12 @@ def posterior_errors(
     trunk = logits_of(lambda images: _before(network, fork, images), split.images, _ROWS, tuned.backbone.mean.device)
     trunk = trunk.to(tuned.backbone.mean.device)
     if fork == len(tuned.backbone.part_names):
-        exact = torch.cat([_error_chances(network.head, *own, head_sigmas) for own in _paired(trunk, split)])
+        exact = torch.cat([_error_chances(network.head, *pair, head_sigmas) for pair in _paired(trunk, split)])
         return exact.mean(0).expand(len(sigmas), draws, -1)
 
     def score(sigma: float, numbers: torch.Tensor) -> torch.Tensor:
         noise = [seeded(Stream.NOISE, seed, int(number)) for number in numbers]
-        rows = torch.stack([torch.randint(len(split), (images_per_draw,), generator=own) for own in noise])
+        rows = torch.stack([torch.randint(len(split), (images_per_draw,), generator=draw) for draw in noise])
         features = _noisy_features(tuned, network.backbone, fork, trunk[rows.to(trunk.device)], sigma, noise)
         chances = _error_chances(network.head, features.flatten(0, 1), split.labels[rows.flatten()], head_sigmas)
         return chances.unflatten(0, rows.shape).mean(1)
@@ -221,9 +215,9 @@ def _noisy_features(
             x = part(x.flatten(0, 1)).unflatten(0, x.shape[:2])
             continue
         params, outputs = dict(part.named_parameters()), []
-        for own, generator in zip(x, noise, strict=True):
+        for images, generator in zip(x, noise, strict=True):
             moved = {key: p + sigma * torch.randn(p.shape, generator=generator).to(p) for key, p in params.items()}
-            outputs.append(functional_call(part, moved, (own.clone(),)))  # a part may write into its input
+            outputs.append(functional_call(part, moved, (images.clone(),)))  # a part may write into its input
         x = torch.stack(outputs)
     return x
 
@@ -238,7 +232,7 @@ def _error_chances(
     """
     logits, labels = head(features).cpu().double(), labels.cpu()
     reach = (features.cpu().double().square().sum(1) + (head.bias is not None)).sqrt()
-    nodes, weights = (torch.from_numpy(own) for own in np.polynomial.hermite_e.hermegauss(_NODES))
+    nodes, weights = (torch.from_numpy(values) for values in np.polynomial.hermite_e.hermegauss(_NODES))
     gaps = (logits.gather(1, labels[:, None]) - logits).scatter(1, labels[:, None], math.inf)
     right = []
     for sigma in sigmas:

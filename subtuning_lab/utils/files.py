@@ -37,9 +37,10 @@ def replacing(path: str | Path, keep: bool = False) -> Iterator[Path]:
             os.replace(part, path)
         _sync(path.parent)
     except OSError as error:
-        told = type(error)(f"{path} can't be written: {error.strerror or error}; make room for it or name another path")
-        told.errno = error.errno
-        raise told from error
+        reason = error.strerror or error
+        failure = type(error)(f"{path} can't be written: {reason}; make room for it or name another path")
+        failure.errno = error.errno
+        raise failure from error
     finally:
         if part is not None:
             part.unlink(missing_ok=True)

@@ -72,8 +72,8 @@ def _does_nothing(module: nn.Module) -> bool:
 def _values(module: nn.Module) -> dict[str, object]:
     if type(module).__module__.partition(".")[0] in _LIBRARIES:
         return {name: getattr(module, name, None) for name in _SETTINGS.split()}
-    own = {name: value for name, value in vars(module).items() if name[0] != "_" and name not in _INTERNAL}
-    return own | {name: module.get_buffer(name) for name in module._non_persistent_buffers_set}
+    attributes = {name: value for name, value in vars(module).items() if name[0] != "_" and name not in _INTERNAL}
+    return attributes | {name: module.get_buffer(name) for name in module._non_persistent_buffers_set}
 
 
 def _plain(value: object) -> object:

@@ -3,11 +3,15 @@
     @checked(epochs=Whole(1), lr=Real(0, above=True))
     def train(epochs, lr): ...
 
+    @checked
+    def train(epochs: Annotated[int, Whole(1)], lr: Annotated[float, Real(0, above=True)]): ...
+
 No torch.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import math
@@ -20,6 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+_PACKAGE = __name__.partition(".")[0]
 
 
 class Rule:
@@ -295,33 +300,65 @@ IMAGE_SIZE = Whole(1, 4096)  # pixels; above it memory ends before anything is l
 SEED = Whole(0, 2**63 - 1)
 
 
-def checked(**rules: Rule) -> Callable[[Function], Function]:
-    """Checks arguments before a function starts; `function.rules` holds the rules for tests to read.
+def checked(thing: Function | None = None, /, **rules: Rule) -> Any:
+    """Checks the arguments of a function, or of a class's `__init__`, before it starts; `.rules` holds their rules.
 
-    Numbers of numpy's are handed on as Python's, which libraries ask for.
+    A rule stands in the decorator, or beside its argument where arguments have lines of their own:
+    `epochs: Annotated[int, Whole(1)]`; an alias of such, like `Blocks`, hands its rule on. An argument that is
+    annotated as a class of this package, or as bool, has its rule by that. Numbers of numpy's are handed on as
+    Python's, which libraries ask for.
 
     Args:
-        rules: by parameter; those without one are the function's own to check.
+        thing: what is decorated, where the decorator has no rules.
+        rules: by argument; those without one are the function's own to check.
     """
+    if thing is None:
+        return functools.partial(_checking, rules=rules)
+    if not isinstance(thing, type):
+        return _checking(thing, {})
+    thing.__init__ = _checking(thing.__init__, {})
+    thing.rules = thing.__init__.rules
+    return thing
 
-    def around(function: Function) -> Function:
-        signature = inspect.signature(function)
-        unknown = set(rules) - set(signature.parameters)
-        if unknown:
-            raise TypeError(f"{function.__name__} has no parameter {', '.join(sorted(unknown))}")
 
-        @functools.wraps(function)
-        def checking(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind_partial(*args, **kwargs)
-            given = {name: bound.arguments[name] for name in rules if name in bound.arguments}
-            check_all(given, rules)
-            bound.arguments |= {name: value.item() for name, value in given.items() if isinstance(value, np.generic)}
-            return function(*bound.args, **bound.kwargs)
+def _checking(function: Function, rules: Mapping[str, Rule]) -> Function:
+    signature = inspect.signature(function)
+    unknown = set(rules) - set(signature.parameters)
+    if unknown:
+        raise TypeError(f"{function.__name__} has no parameter {', '.join(sorted(unknown))}")
+    rules = _annotated(function) | dict(rules)
 
-        checking.rules = dict(rules)
-        return checking
+    @functools.wraps(function)
+    def checking(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind_partial(*args, **kwargs)
+        given = {name: bound.arguments[name] for name in rules if name in bound.arguments}
+        check_all(given, rules)
+        bound.arguments |= {name: value.item() for name, value in given.items() if isinstance(value, np.generic)}
+        return function(*bound.args, **bound.kwargs)
 
-    return around
+    checking.rules = rules
+    return checking
+
+
+def _annotated(function: Callable[..., Any]) -> dict[str, Rule]:
+    """The rules that annotations carry. Only the rules are evaluated: a type may be imported for its checker alone."""
+    rules, names = {}, inspect.unwrap(function).__globals__
+    for name, annotation in function.__annotations__.items():
+        if not isinstance(annotation, str):  # a module without postponed annotations
+            continue
+        node = ast.parse(annotation, mode="eval").body
+        none = isinstance(node, ast.BinOp) and ast.unparse(node.right) == "None"
+        node = node.left if none else node
+        known = names.get(node.id) if isinstance(node, ast.Name) else None
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Annotated":
+            rules[name] = eval(ast.unparse(node.slice.elts[1]), names)
+        elif hasattr(known, "__metadata__"):  # an alias, such as `Blocks`
+            rules[name] = known.__metadata__[0].or_none() if none else known.__metadata__[0]
+        elif isinstance(known, type) and known.__module__.startswith(f"{_PACKAGE}."):
+            rules |= {} if getattr(known, "_is_protocol", False) else {name: Is(known, none)}
+        elif ast.unparse(node) == "bool":
+            rules[name] = Flag(none)
+    return {name: rule for name, rule in rules.items() if name != "return"}
 
 
 def check_all(values: Mapping[str, object], rules: Mapping[str, Rule]) -> None:

@@ -212,8 +212,6 @@ def corrupt(
         positions: int64 (n,), what seeds each image's noise beside `seed`; None means 0 .. n-1.
     Returns:
         New uint8 tensor (n, 3, H, W) on the same device.
-    Raises:
-        TypeError, ValueError: unknown name, severity outside 1 to 5, or images of another dtype or shape.
     """
     check_uint8_rgb(images)
     if positions is not None and (len(positions) != len(images) or (positions < 0).any()):
