@@ -144,13 +144,3 @@ def test_bad_input_is_named():
         with_readout_of(source_chain(2), tiny_task())
     with pytest.raises(ValueError, match="more than one value per channel"):
         with_statistics(source_chain(), torch.zeros(1, 3, 1, 1, dtype=torch.uint8))
-    for prior in (-50, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="prior is"):
-            with_statistics(source_chain(), tiny_split().images, prior)
-
-
-@pytest.mark.parametrize("name", SourceNetwork.rules)
-def test_wrong_settings_are_refused(name):
-    for value in SourceNetwork.rules[name].wrong():
-        with pytest.raises((TypeError, ValueError), match=f"{name} is .*; it must be"):
-            SourceNetwork(**{"statistics": "target", name: value})

@@ -335,20 +335,9 @@ def test_settings_are_plain_values_that_make_the_method_again():
     assert {type(value) for method in grid for value in method.settings().values()} <= {int, float, str}
 
 
-@pytest.mark.parametrize("name", Head2Toe.rules)
-def test_wrong_settings_are_refused(name):
-    for value in Head2Toe.rules[name].wrong():
-        with pytest.raises((TypeError, ValueError), match=f"^{name} is .*; it must be"):
-            Head2Toe(**{name: value})
-    with pytest.raises(TypeError, match="shares is <generator"):
-        Head2Toe.grid(shares=(share for share in (0.1, 0.2)))
-
-
 def test_bad_training_images_are_named(chain):
     train = tiny_split()
     with pytest.raises(ValueError, match="train label 2 at index 2"):
         Head2Toe().fit(chain, train, 2)
     with pytest.raises(ValueError, match="the one label 1"):
         Head2Toe().fit(chain, train.take(torch.tensor([1, 4])), 3)
-    with pytest.raises(ValueError, match="num_classes is 1; it must be .* at least 2"):
-        Head2Toe().fit(chain, train, 1)

@@ -188,18 +188,10 @@ def test_pruned_blocks_have_no_way_back():
 
 
 def test_bad_calls_are_named():
-    tuned = tuned_task()
-    for alpha in interpolate.rules["alpha"].wrong():
-        with pytest.raises((TypeError, ValueError), match="alpha is .*; it must be"):
-            interpolate(tuned, alpha)
-        with pytest.raises((TypeError, ValueError), match="alpha is .*; it must be"):
-            Interpolated(BLOCKS, RECIPE, alpha)
     with pytest.raises(ValueError, match='init "random"'):
         interpolate(tuned_task(replace(RECIPE, init="random")), 0.5)
     with pytest.raises(ValueError, match="patience is 3"):
         Interpolated(BLOCKS, replace(RECIPE, patience=3), 0.5)
     study = Study(sourced_chain(), tiny_task(), RECIPE, folds=2, progress=False)
-    with pytest.raises(ValueError, match=r"alphas is \[\]"):
-        interpolation_curve(study, BLOCKS, tiny_split(9), [])
     with pytest.raises(ValueError, match="test images"):
         interpolation_curve(study, BLOCKS, study.task.test, [0.5])

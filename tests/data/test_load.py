@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from subtuning_lab.data.corruptions.registry import corrupt
 from subtuning_lab.data.images import StreamedImages
-from subtuning_lab.data.load import load_task, task_names
+from subtuning_lab.data.load import task_names
 from subtuning_lab.data.torchvision_sets import PUBLISHED, VTAB
 from tests.data.material import image_set, load
 
@@ -96,15 +96,6 @@ REFUSED = {
 def test_load_task_refuses(spec, options, error, message):
     with pytest.raises(error, match=message):
         load(spec, **options)
-
-
-WRONG_ARGUMENTS = [(name, value) for name, rule in load_task.rules.items() for value in rule.wrong()]
-
-
-@pytest.mark.parametrize(("name", "value"), WRONG_ARGUMENTS)
-def test_wrong_arguments_are_refused(name, value):
-    with pytest.raises((TypeError, ValueError), match=f"^{name} is .*it must be"):
-        load_task(**{"spec": "digits", name: value})
 
 
 def test_every_name_is_described():

@@ -145,19 +145,6 @@ def test_every_class_has_its_own_name() -> None:
     assert names["pretraining"][:40] == names["source"]
 
 
-@pytest.mark.parametrize(
-    ("argument", "value"), [(n, v) for n, rule in synthetic.draw.rules.items() for v in rule.wrong()]
-)
-def test_wrong_draws_are_refused(argument: str, value: object) -> None:
-    with pytest.raises((TypeError, ValueError), match=rf"^{argument} is .*it must be"):
-        synthetic.synthetic_images("glyphs", **{"n": 5, "seed": 0, argument: value})
-
-
-def test_unknown_kind_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'faces'.*source.*count"):
-        synthetic.synthetic_images("faces", 5, 0)
-
-
 def test_pretraining_augmentation_shifts_and_inverts() -> None:
     images = torch.zeros(400, 3, 32, 32, dtype=torch.uint8)
     images[:, :, 16, 16] = 200

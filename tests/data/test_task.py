@@ -183,15 +183,6 @@ def test_more_folds_than_images_are_refused():
         make_task().folds(19)
 
 
-WRONG_ARGUMENTS = [(name, value) for name, rule in Task.folds.rules.items() for value in rule.wrong()]
-
-
-@pytest.mark.parametrize(("name", "value"), WRONG_ARGUMENTS)
-def test_wrong_folds_are_refused(name, value):
-    with pytest.raises((TypeError, ValueError), match=f"^{name} is .*it must be"):
-        make_task().folds(**{"k": 2, name: value})
-
-
 @settings(max_examples=40, deadline=None)
 @given(labels=label_lists(), data=st.data(), seed=st.integers(0, 1000))
 def test_a_subset_is_exact_and_stratified(labels, data, seed):

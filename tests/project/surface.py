@@ -422,7 +422,7 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
 def nonsense(public: Public, parameter: str) -> list[object]:
     """Values that no parameter of its annotation can take, and those that its rule forbids."""
     known = inspect.signature(public.function).parameters[parameter]
-    kind = str(known.annotation)
+    kind = str(known.annotation).removeprefix("Annotated[")
     wrong: list[object] = [object(), *(public.rules[parameter].wrong() if parameter in public.rules else ())]
     if known.default is not None and "None" not in kind:
         wrong.append(None)

@@ -90,15 +90,6 @@ def test_wrong_sections_are_refused_and_leave_nothing(tmp_path, change, error):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_arguments_of_other_types_are_refused():
-    for name, rule in write_section.rules.items():
-        for value in rule.wrong():
-            with pytest.raises((TypeError, ValueError), match=name):
-                write_section("nowhere", **a_section(**{name: value})) if name != "folder" else write_section(
-                    value, **a_section()
-                )
-
-
 def test_machine_line_names_python_and_torch():
     assert re.fullmatch(r".+, Python 3\.\d+, torch \d+\.\d+\.\d+\S*", machine_line())
 
