@@ -21,14 +21,14 @@ FLOORS = {
     "notebooks": ("notebook", "report"),
     "pictures": ("plots",),
     "questions": ("experiments",),
-    "rivals, theory": ("baselines", "theory"),
+    "rivals, theory": ("baselines", "criteria", "theory"),
     "lab": ("study", "search"),
     "engine": ("engine", "inference"),
     "ground": ("nets", "data"),
     "floor": ("utils",),
 }
 ROOMS = [room for rooms in reversed(FLOORS.values()) for room in rooms]
-_WIDTH, _FLOOR, _BOX, _TALL = 900, 84, 340, 50
+_WIDTH, _FLOOR, _BOX, _TALL = 960, 84, 270, 50
 _STYLE = """text{font-family:system-ui,sans-serif;fill:#1b1f24}.name{font-weight:600;font-size:15px}
 .says{font-size:10.5px;fill:#4a5560}.floor{font-size:12px;fill:#4a5560;font-style:italic}
 rect{fill:#eef4f9;stroke:#0072B2}path{fill:none;stroke:#888;stroke-width:1.3;marker-end:url(#tip)}"""
@@ -125,7 +125,7 @@ def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
 def _box(room: str, x: float, y: float) -> str:
     says = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))) or ""
     says = says.splitlines()[0].rstrip(".")
-    says = says if len(says) < 57 else f"{says[:54]}..."
+    says = says if len(says) < 50 else f"{says[:47]}..."
     return (
         f'<rect x="{x:.0f}" y="{y:.0f}" width="{_BOX}" height="{_TALL}" rx="7"/>'
         f'<text class="name" x="{x + 12:.0f}" y="{y + 21:.0f}">{room}/</text>'

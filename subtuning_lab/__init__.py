@@ -3,11 +3,11 @@
 import importlib
 from typing import Any
 
-from subtuning_lab import baselines, data, engine, experiments, inference, nets, plots, search, study, theory
+from subtuning_lab import baselines, criteria, data, engine, experiments, inference, nets, plots, search, study, theory
 
 __version__ = "0.1.0"
 
-_ROOMS = (nets, data, engine, inference, study, search, baselines, theory, experiments, plots)
+_ROOMS = (nets, data, engine, inference, study, search, baselines, theory, criteria, experiments, plots)
 _HOME = {name: room for room in _ROOMS for name in room.__all__}
 
 __all__ = sorted(_HOME)

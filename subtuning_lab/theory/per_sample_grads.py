@@ -125,14 +125,14 @@ def gradient_norms(
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no batched gradients
         # An image beside its negative shows where one changes the other.
         example = network_input(network, torch.cat([images[:1], 255 - images[:1]]), image_size)
-        plans, costs = _plans_of(network, example), _bytes(network, example[:1])
+        plans, costs = plans_of(network, example), _bytes(network, example[:1])
         limit = free_bytes(example.device) if memory_limit is None else memory_limit
         threads = 1 if example.is_cuda else max(1, min(torch.get_num_threads(), limit // sum(costs)))
         most = chunk_sizes(*costs, count, limit // threads)
 
         @torch.enable_grad()
         def norms_of(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            traces = _trace_parts(network, network_input(network, images[rows], image_size))
+            traces = trace_parts(network, network_input(network, images[rows], image_size))
             features = traces[-1].output.detach()
             reach = features.square().sum(1) + (head.bias is not None)  # the readout's gradient is v (features, 1)^T
             if method == "exact":
@@ -244,7 +244,7 @@ class _Plan(NamedTuple):
     others: dict[str, nn.Parameter]
 
 
-def _trace_parts(network: Chain, x: torch.Tensor) -> list[_Trace]:
+def trace_parts(network: Chain, x: torch.Tensor) -> list[_Trace]:
     """Runs the parts; each has a graph of its own, so that only one part's output gradients are held at a time."""
     traces = []
     for name, part in zip(network.part_names, network.parts, strict=True):
@@ -270,11 +270,11 @@ def _has_formula(module: nn.Module) -> bool:
     return isinstance(module, (nn.Conv2d, nn.Linear, *_NORMS)) and not padded_by_name
 
 
-def _plans_of(network: Chain, example: torch.Tensor) -> list[_Plan]:
+def plans_of(network: Chain, example: torch.Tensor) -> list[_Plan]:
     """One plan a part, made in double precision, where a formula that is slightly wrong can't pass for rounding."""
     precise, plans = copy.deepcopy(network).double(), []
     twins = dict(zip(precise.modules(), network.modules(), strict=True))
-    for trace, part in zip(_trace_parts(precise, example.double()), network.parts, strict=True):
+    for trace, part in zip(trace_parts(precise, example.double()), network.parts, strict=True):
         modules, others = _plan(trace)
         plans.append(_Plan({twins[m] for m in modules}, {name: part.get_parameter(name) for name in others}))
     return plans
@@ -288,7 +288,7 @@ def _plan(trace: _Trace) -> _Plan:
     g = [torch.randn(trace.output.shape, generator=seeded(Stream.PROBE, 0)).to(trace.output)]
     expected, names = _norms_by_vmap(trace, others, g), {module: name for name, module in trace.part.named_modules()}
     called, modules = [module for module, *_ in trace.calls], set()
-    for (module, x, _), gradient in zip(trace.calls, _gradients(trace, g)[1], strict=True):
+    for (module, x, _), gradient in zip(trace.calls, gradients_in(trace, g)[1], strict=True):
         names_here = [name for name, _ in module.named_parameters(names[module], recurse=False)]
         if gradient is None or called.count(module) > 1 or not names_here or not {*names_here} <= others.keys():
             continue
@@ -306,7 +306,7 @@ def _norms_backward(traces: list[_Trace], plans: list[_Plan], g: Sequence[torch.
     """
     columns = []
     for trace, plan in zip(reversed(traces), reversed(plans), strict=True):
-        before, gradients = _gradients(trace, g, to_input=trace is not traces[0])
+        before, gradients = gradients_in(trace, g, to_input=trace is not traces[0])
         norms = sum(_norms_by_vmap(trace, plan.others, g).values(), g[0].new_zeros(len(g[0]), len(g)))
         for (module, x, _), gradient in zip(trace.calls, gradients, strict=True):
             if module in plan.modules:
@@ -316,7 +316,7 @@ def _norms_backward(traces: list[_Trace], plans: list[_Plan], g: Sequence[torch.
     return torch.stack(columns[::-1], -1)
 
 
-def _gradients(
+def gradients_in(
     trace: _Trace, g: Sequence[torch.Tensor], to_input: bool = True
 ) -> tuple[Sequence[torch.Tensor], list[torch.Tensor | None]]:
     """What arrives at the part's input, and at the output of each noted module as (batch, directions, ...).
@@ -333,13 +333,23 @@ def _norms_by_vmap(
     trace: _Trace, params: dict[str, nn.Parameter], g: Sequence[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Squared norms (batch, directions) of each parameter's gradients, whatever the part does with it."""
+    return by_vmap(trace, params, g, lambda gradient: gradient.flatten(1).square().sum(1))
+
+
+def by_vmap(
+    trace: _Trace,
+    params: dict[str, nn.Parameter],
+    g: Sequence[torch.Tensor],
+    of_gradient: Callable[[torch.Tensor], torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """What a function makes of each parameter's gradients (directions, ...) of an image, for all images."""
     if not params:
         return {}
 
     def alone(x: torch.Tensor, g: torch.Tensor) -> dict[str, torch.Tensor]:
         _, pull = vjp(lambda weights: functional_call(trace.part, weights, (x[None].clone(),)), params)
         (gradients,) = vmap(pull)(g[:, None])
-        return {name: gradient.flatten(1).square().sum(1) for name, gradient in gradients.items()}
+        return {name: of_gradient(gradient) for name, gradient in gradients.items()}
 
     with _NETWORK:
         return vmap(alone)(trace.x.detach(), torch.stack([*g], 1))
@@ -353,7 +363,7 @@ def _norms_by_formula(module: nn.Module, x: torch.Tensor, g: torch.Tensor) -> to
         x: its input (batch, ...).
         g: gradients at its output (batch, directions, ...).
     """
-    a, g = _matrices(module, x, g)
+    a, g = matrices(module, x, g)
     (b, k, groups, wide, places), narrow = g.shape, a.shape[2]
     norms = g.sum(-1).square().sum((2, 3)) if module.bias is not None else 0
     if module.weight is None:
@@ -367,7 +377,7 @@ def _norms_by_formula(module: nn.Module, x: torch.Tensor, g: torch.Tensor) -> to
     return norms + products.view(b, groups, k, -1).sum((1, 3))
 
 
-def _matrices(module: nn.Module, x: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def matrices(module: nn.Module, x: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs a (batch, groups, I, places) and output gradients g (batch, directions, groups, O, places).
 
     The weight's gradient is g a^T, group by group; a norm's scale is a 1 x 1 weight per channel.

@@ -21,6 +21,7 @@ class Stream(IntEnum):
     NOISE = 7  # draws of a posterior over weights, (seed, draw)
     SAMPLE = 8  # images that a bound's gradient features are taken on, (seed,)
     PROBE = 9  # examples that a network is examined with, (seed,)
+    CRITERION = 10  # labels, blocks and subsets that a score of blocks draws, (seed, ...)
 
 
 def seeded(stream: Stream, *key: int) -> torch.Generator:

@@ -61,6 +61,7 @@ def surface() -> Iterator[Public]:
 
 #: dataclasses that functions return: whoever makes one by hand knows why
 RESULTS = {"Bound", "Fit", "FoldDifference", "GreedyResult", "Latency", "Profile", "SearchResult", "TestResult"}
+RESULTS |= {"Suggestion"}
 
 
 def table(columns: str, *rows: tuple[object, ...]) -> pd.DataFrame:
@@ -278,6 +279,12 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
     "SignificantGain.p_values": lambda m: dict(
         self=lab.SignificantGain(), current=m.fold_scores, candidates=[m.fold_scores], larger=True
     ),
+    # criteria
+    "criterion_names": lambda m: {},
+    "score_blocks": lambda m: dict(study=m.study, criterion="parameters"),
+    "select_blocks": lambda m: dict(scores=lab.score_blocks(m.study, "parameters"), k=1),
+    "compare_criteria": lambda m: dict(study=m.study, scores=lab.score_blocks(m.study, "parameters"), resamples=10),
+    "suggest_blocks": lambda m: dict(backbone=m.chain, task=m.task, budget=1.0, unit="flops", criterion="parameters"),
     # baselines
     "Head2Toe": lambda m: {},
     "Head2Toe.fit": lambda m: dict(self=lab.Head2Toe(share=1.0), backbone=m.chain, train=m.other, num_classes=3),

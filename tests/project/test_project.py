@@ -33,7 +33,7 @@ FLOORS = (
     ("nets", "data"),
     ("engine", "inference"),
     ("study", "search"),
-    ("baselines", "theory"),
+    ("baselines", "theory", "criteria"),
     ("experiments",),
     ("plots",),
     ("notebook", "report"),
