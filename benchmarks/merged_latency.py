@@ -11,7 +11,7 @@ of 20 tasks.
     python benchmarks/merged_latency.py --case resnet18 --plain    # weights as torch keeps them
     OMP_NUM_THREADS=1 python benchmarks/merged_latency.py --clock cpu   # on a machine that is busy with other work
     python benchmarks/merged_latency.py --device cuda --size 224   # on a GPU
-    python benchmarks/merged_latency.py --device cuda --size 224 --mode reduce-overhead   # with CUDA graphs
+    python benchmarks/merged_latency.py --device cuda --size 224 --mode cuda_graph   # without Python's share
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 import subtuning_lab as lab
-from subtuning_lab.inference.export import MODES, optimize
+from subtuning_lab.inference.export import GRAPH, MODES, optimize
 from subtuning_lab.inference.latency import OneAfterAnother, compare_latency
 from subtuning_lab.inference.merge import merge_tasks
 from subtuning_lab.report.machine import machine_line
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: computing time; use one thread")
     parser.add_argument("--layout", choices=("channels_last", "contiguous"), default="channels_last")
     parser.add_argument("--plain", action="store_true", help="weights of convolutions not packed (CPU)")
-    parser.add_argument("--mode", choices=MODES, help="of torch.compile, for both sides; default: not compiled")
+    parser.add_argument("--mode", choices=(*MODES, GRAPH), help="of `optimize`, for both sides; default: none")
     arguments = parser.parse_args()
     pack = arguments.device == "cpu" and arguments.mode is None and not arguments.plain
     layout = arguments.layout == "channels_last"

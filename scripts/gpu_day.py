@@ -55,7 +55,7 @@ def stages(folder: Path, out: Path) -> list[Stage]:
         Stage(
             "latency",
             ("benchmarks/merged_latency.py", "--case", "resnet50", "--case", "vit_base_patch16_224", "--size", "224")
-            + ("--tasks", "1", "4", "--batches", "1", "--runs", "100", "--mode", "cudagraphs")
+            + ("--tasks", "1", "4", "--batches", "1", "--runs", "100", "--mode", "cuda_graph")
             + ("--device", "cuda"),
             90,
             ("benchmarks/merged_latency.py", "--case", "resnet18", "--size", "32", "--tasks", "2", "--batches", "1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -14,7 +15,7 @@ from subtuning_lab.engine.memory import is_out_of_memory
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.engine.shared_forward import SharedForward, Trunk
 from subtuning_lab.nets.chain import Chain
-from subtuning_lab.nets.inputs import network_input
+from subtuning_lab.nets.inputs import layout_of, network_input
 from subtuning_lab.utils.random import Stream, seeded
 
 _SHARE = 0.25  # of the memory for a pass that may go to stored activations
@@ -46,6 +47,11 @@ class Training:
     def device(self) -> torch.device:
         return self.backbone.mean.device
 
+    @cached_property
+    def layout(self) -> torch.memory_format:
+        """Of images, weights and activations in memory."""
+        return layout_of(self.backbone, self.recipe.precision == "bf16")
+
     @property
     def steps_per_epoch(self) -> int:
         return -(-len(self.train) // self.recipe.batch_size)
@@ -71,14 +77,14 @@ class Training:
             images = images.to(self.backbone.mean.dtype) / 255
             generator = seeded(Stream.VIEW, self.seed, epoch, number)
             views = augment(images, self.recipe.augment, self.recipe.image_size, generator)
-            yield network_input(self.backbone, views), self.train.labels[chosen].to(self.device)
+            yield network_input(self.backbone, views, layout=self.layout), self.train.labels[chosen].to(self.device)
 
     def validation_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The validation images as they are."""
         for chosen in torch.arange(len(self.validation)).split(2 * self.recipe.batch_size):
             images = self.validation.images[chosen.to(self.validation.images.device)]
             labels = self.validation.labels[chosen].to(self.device)
-            yield network_input(self.backbone, images, self.recipe.image_size), labels
+            yield network_input(self.backbone, images, self.recipe.image_size, self.layout), labels
 
     def autocast(self) -> AbstractContextManager:
         """Mixed precision where the recipe asks for it."""
@@ -127,7 +133,7 @@ class TrunkBatches:
         for order in self.training.order(epoch):
             chosen = order.to(self.training.device)
             labels = self.training.train.labels[order].to(self.training.device)
-            yield {position: _channels_second(self.stored[position][chosen]) for position in exits}, labels
+            yield {position: self._as_computed(self.stored[position][chosen]) for position in exits}, labels
 
     def _trunk(self, images: torch.Tensor, exits: Collection[int]) -> Trunk:
         with self.training.autocast():
@@ -141,16 +147,14 @@ class TrunkBatches:
                 first = self._trunk(images[:1], exits)
                 if sum(x.nbytes for x in first.values()) * n > limit:
                     return
-                self.stored = {i: x.new_empty((n, *_channels_last(x).shape[1:])) for i, x in first.items()}
+                self.stored = {i: x.new_empty((n, *self._as_stored(x).shape[1:])) for i, x in first.items()}
             for position, x in self._trunk(images, exits).items():
-                self.stored[position][order.to(x.device)] = _channels_last(x)
+                self.stored[position][order.to(x.device)] = self._as_stored(x)
 
+    def _as_stored(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (batch, channels, height, width) such that each lies in memory in one piece, as it is indexed."""
+        return x.permute(0, 2, 3, 1) if x.dim() == 4 and self.training.layout is torch.channels_last else x
 
-def _channels_last(x: torch.Tensor) -> torch.Tensor:
-    """Images (batch, channels, height, width) as (batch, height, width, channels), which is how they lie in memory."""
-    return x.permute(0, 2, 3, 1) if x.dim() == 4 else x
-
-
-def _channels_second(x: torch.Tensor) -> torch.Tensor:
-    """Undoes `_channels_last`, without a copy."""
-    return x.permute(0, 3, 1, 2) if x.dim() == 4 else x
+    def _as_computed(self, x: torch.Tensor) -> torch.Tensor:
+        """Undoes `_as_stored`, without a copy."""
+        return x.permute(0, 3, 1, 2) if x.dim() == 4 and self.training.layout is torch.channels_last else x

@@ -175,7 +175,7 @@ def fit_alone(training: Training, candidate: Candidate) -> Fit:
     began, backbone, recipe = time.perf_counter(), training.backbone, candidate.recipe
     parts = tune_parts(backbone, candidate.blocks, recipe, training.seed)
     network = put_parts(set_trainable(copy.deepcopy(backbone), candidate.blocks, recipe.bn), parts)
-    network, head = fast_layout(network), candidate.head(training)
+    network, head = fast_layout(network, training.layout), candidate.head(training)
     positions = {network.part_names.index(name): part for name, part in parts.items()}
     optimizer = adamw(parameter_groups(positions, len(network.parts) - 1, head, recipe))
 
@@ -218,9 +218,8 @@ def fit_alone(training: Training, candidate: Candidate) -> Fit:
 def fit_pass(training: Training, source: TrunkBatches, candidates: Sequence[Candidate]) -> list[Fit]:
     """Trains candidates in step with each other: the loop of `fit_alone`, with all that is frozen run once for all."""
     began, shared, depth = time.perf_counter(), source.shared, len(training.backbone.parts) - 1
-    branches = [
-        fast_layout(Branch(training.backbone, c.blocks, c.recipe, c.head(training), training.seed)) for c in candidates
-    ]
+    branches = [Branch(training.backbone, c.blocks, c.recipe, c.head(training), training.seed) for c in candidates]
+    branches = [fast_layout(branch, training.layout) for branch in branches]
     groups = [group for b in branches for group in parameter_groups(b.parts, depth, b.head, b.recipe)]
     optimizer = adamw(groups)
     histories = {
@@ -377,7 +376,7 @@ def _fit_passes(
     memory_limit: int | None,
 ) -> Iterator[Fits]:
     """Packs the candidates into passes; a pass that runs out of memory is done again in two halves."""
-    shared = prepared.shared(example, fold)
+    shared = prepared.shared(example, fold, training.layout)
     subsets, batch_size = [c.blocks for c in candidates], len(training.order(0)[0])
     costs = prepared.costs(example, subsets, batch_size, training.recipe.precision == "bf16")
     forks = [fork_of(prepared.backbone, subset) for subset in subsets]

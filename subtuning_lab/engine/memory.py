@@ -51,7 +51,7 @@ class Prepared:
             self.backbone = without_dropout(backbone)
         self._is_still = False
         self._merging: set[tuple[str, Recipe]] = set()  # parts with adapters that are known to merge
-        self._shared: dict[tuple[torch.Size, bool], SharedForward] = {}
+        self._shared: dict[tuple[torch.Size, bool, torch.memory_format], SharedForward] = {}
         self._kept: dict[tuple[torch.Size, bool], list[int]] = {}
 
     def check(self, example: torch.Tensor) -> None:
@@ -75,20 +75,21 @@ class Prepared:
                     check_merging(self.backbone, blocks, recipe, example)
         self._merging |= new
 
-    def shared(self, example: torch.Tensor, fold: bool) -> SharedForward:
+    def shared(self, example: torch.Tensor, fold: bool, layout: torch.memory_format) -> SharedForward:
         """The frozen network for images (batch, 3, height, width) like these, its BatchNorm folded or not.
 
         Where memory has no room for folded copies, it is not folded.
         """
-        key = (example.shape, fold)
+        key = (example.shape, fold, layout)
         if key not in self._shared:
             try:
                 with memory_for(f"a frozen copy of {self.backbone.name}"):
-                    self._shared[key] = SharedForward(fast_layout(copy.deepcopy(self.backbone).eval()), example, fold)
+                    frozen = fast_layout(copy.deepcopy(self.backbone).eval(), layout)
+                    self._shared[key] = SharedForward(frozen, example, fold)
             except NotEnoughMemoryError:
                 if not fold:
                     raise
-        return self._shared[key] if key in self._shared else self.shared(example, fold=False)
+        return self._shared[key] if key in self._shared else self.shared(example, False, layout)
 
     @checked(batch_size=Whole(1))
     def costs(

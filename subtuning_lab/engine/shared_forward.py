@@ -10,7 +10,7 @@ from torch import nn
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.engine.trainable import plain_part, tune_parts
 from subtuning_lab.nets.chain import Chain, copy_weights, examine_parts, fork_of, freeze_statistics, in_order
-from subtuning_lab.nets.fuse import fold_batchnorm
+from subtuning_lab.nets.fuse import fold_batchnorm, fuse_relu
 
 Trunk = Mapping[int, torch.Tensor]  # position of a part -> its input (batch, ...)
 
@@ -77,9 +77,10 @@ class SharedForward:
                 'statistics; such a network can\'t be trained in one pass: give engine="sequential"'
             )
         self.frozen: list[nn.Module] = []
+        faster = fuse_relu if example.is_cuda else fold_batchnorm
         with torch.no_grad():
             for part in parts.values():
-                self.frozen.append(fold_batchnorm(part, example) if fold else part)
+                self.frozen.append(faster(part, example) if fold else part)
                 example = part(example.clone())
 
     def exits(self, candidates: Iterable[Branch]) -> set[int]:

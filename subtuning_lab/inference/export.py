@@ -18,7 +18,8 @@ from subtuning_lab.nets.fuse import fold_batchnorm
 from subtuning_lab.utils.files import replacing
 from subtuning_lab.utils.validation import Is, OneOf, Sides, Whole, checked
 
-MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs", "cudagraphs")
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+GRAPH = "cuda_graph"
 ABOUT = "subtuning_lab.json"  # what is told in an exported file
 _SUFFIXES, _INPUT = (".pt2", ".onnx"), "images"
 
@@ -30,7 +31,7 @@ def optimize(
     fold: bool = True,
     channels_last: bool = False,
     pack: bool = False,
-    mode: Annotated[str | None, OneOf((None, *MODES))] = None,
+    mode: Annotated[str | None, OneOf((None, *MODES, GRAPH))] = None,
     images: Annotated[torch.Tensor | None, Is(torch.Tensor).or_none()] = None,
 ) -> nn.Module:
     """A network that computes the same with less work; the given one stays as it is.
@@ -41,9 +42,9 @@ def optimize(
         channels_last: memory layout of the convolutions' weights, and with them of the activations.
         pack: weights of convolutions in oneDNN's own layout, which is otherwise made anew in every call; for the CPU in
             float32. What is packed can't be moved, saved or exported.
-        mode: of `torch.compile`, which is applied where one is given. "reduce-overhead" replays CUDA graphs on a GPU,
-            "cudagraphs" does so with torch's own kernels, which is ready in seconds;
-            the outputs of one call are then overwritten by the next.
+        mode: of `torch.compile`, which is applied where one is given; or "cuda_graph", for a GPU, which compiles
+            nothing and is ready at once: one pass over `images` is captured, and replayed for all that come. With it,
+            and with "reduce-overhead", the outputs of one call are overwritten by the next.
         images: (batch, 3, height, width) to check folded parts with, of the size that packed weights are laid out
             for; by default two random ones of the size that `prepare` gives, or of a Chain's `input_size`.
 
@@ -63,8 +64,44 @@ def optimize(
     if pack:
         _check_packable(ready, mode)
         _pack(ready, images)
-    how = {"backend": "cudagraphs"} if mode == "cudagraphs" else {"mode": mode}
-    return ready if mode is None else torch.compile(ready, fullgraph=True, **how)
+    if mode == GRAPH:
+        return CapturedNetwork(ready, images)
+    return ready if mode is None else torch.compile(ready, mode=mode, fullgraph=True)
+
+
+class CapturedNetwork(nn.Module):
+    """A network on a GPU whose pass over one batch is captured as a CUDA graph; a call replays it without Python.
+
+    Args:
+        net: computes without waiting for the GPU, and without chance.
+        images: (batch, 3, height, width) on the GPU, of the shape and kind that will come.
+
+    Raises:
+        ValueError: images on another device; in a call, images of another shape or kind.
+    """
+
+    def __init__(self, net: nn.Module, images: torch.Tensor):
+        super().__init__()
+        if not images.is_cuda:
+            raise ValueError(f'mode="{GRAPH}" is for a GPU, and the images are on {images.device}; give another mode')
+        self.net, self.images, self.graph = net, images.clone(), torch.cuda.CUDAGraph()
+        apart = torch.cuda.Stream()  # where kernels are chosen before anything is captured
+        apart.wait_stream(torch.cuda.current_stream())
+        with torch.no_grad(), torch.cuda.stream(apart):
+            for _ in range(3):
+                net(self.images)
+        torch.cuda.current_stream().wait_stream(apart)
+        with torch.no_grad(), torch.cuda.graph(self.graph):
+            self.outputs = net(self.images)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """What the network gives for images; the next call overwrites it."""
+        if images.shape != self.images.shape or images.dtype != self.images.dtype:
+            made = f"{tuple(self.images.shape)} of {self.images.dtype}"
+            raise ValueError(f"images are {tuple(images.shape)} of {images.dtype}; the graph was captured for {made}")
+        self.images.copy_(images)
+        self.graph.replay()
+        return self.outputs
 
 
 @checked

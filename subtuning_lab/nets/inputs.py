@@ -21,26 +21,39 @@ _LARGE = 2  # times the pixels that a backbone was made for: from here on the co
 Layout = TypeVar("Layout", nn.Module, torch.Tensor)
 
 
-def network_input(backbone: Chain, images: torch.Tensor, image_size: int | None = None) -> torch.Tensor:
+def network_input(
+    backbone: Chain, images: torch.Tensor, image_size: int | None = None, layout: torch.memory_format | None = None
+) -> torch.Tensor:
     """Images as the backbone wants them: on its device, in its dtype, resized, normalized, in its fastest layout.
 
     Args:
         backbone: says device, dtype and normalization.
         images: uint8, or float in [0, 1], (batch, 3, height, width), on any device.
         image_size: side in pixels to resize to; None keeps the images' own size.
+        layout: in memory; by default that of `layout_of`.
 
     Returns:
         Float (batch, 3, height, width).
     """
     images = images.to(backbone.mean.device)
     scaled = images.to(backbone.mean.dtype) / (255 if images.dtype == torch.uint8 else 1)
-    return fast_layout(backbone.normalize(resize_to(scaled, image_size)))
+    return fast_layout(backbone.normalize(resize_to(scaled, image_size)), layout or layout_of(backbone))
 
 
-def fast_layout(value: Layout) -> Layout:
-    """A module or images (batch, channels, height, width), channels last: what float32 convolutions are fastest in."""
-    tensor = value if isinstance(value, torch.Tensor) else next(value.parameters(), None)
-    return value if tensor is None or tensor.dtype == torch.float64 else value.to(memory_format=torch.channels_last)
+def layout_of(backbone: Chain, mixed: bool = False) -> torch.memory_format:
+    """The layout in memory that a network is fastest in: channels last, which float32 convolutions are made for.
+
+    On a GPU cuDNN is slow there at depthwise convolutions in float32, where torch has fast ones of its own for the
+    usual layout; `mixed` says that products are in bf16 instead.
+    """
+    depthwise = any(isinstance(m, nn.Conv2d) and 1 < m.groups == m.in_channels for m in backbone.modules())
+    slow = backbone.mean.is_cuda and depthwise and not mixed
+    return torch.contiguous_format if slow or backbone.mean.dtype == torch.float64 else torch.channels_last
+
+
+def fast_layout(value: Layout, layout: torch.memory_format) -> Layout:
+    """A module or images (batch, channels, height, width) in a layout; the usual one is left as it is."""
+    return value if layout is torch.contiguous_format else value.to(memory_format=layout)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from subtuning_lab.data.arrays import as_images, as_integers, check_labels
 from subtuning_lab.engine.memory import bytes_per_candidate, free_bytes
 from subtuning_lab.nets.chain import Chain, frozen_copy
-from subtuning_lab.nets.inputs import fast_layout, network_input
+from subtuning_lab.nets.inputs import fast_layout, layout_of, network_input
 from subtuning_lab.utils.random import Stream, seeded
 from subtuning_lab.utils.validation import Is, OneOf, Whole, checked
 
@@ -118,7 +118,7 @@ def gradient_norms(
     """
     images = as_images(images)
     labels = _check_call(backbone, head, method, labels, len(images))
-    network = fast_layout(frozen_copy(backbone))
+    network = fast_layout(frozen_copy(backbone), layout_of(backbone))
     head = copy.deepcopy(head).to(network.mean).requires_grad_(False)
     basis = _basis(head.weight)
     count = {"exact": len(basis), "random": directions, "loss": 1}[method]
