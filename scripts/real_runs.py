@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -75,6 +75,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--minutes", type=float, default=600.0, help="no job goes on for longer")
     parser.add_argument("--only", default="", help="jobs whose name begins so, e.g. caltech101-505")
+    parser.add_argument("--pixels", type=int, help="side of the images; by default as planned, 96 or 64")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -92,6 +93,8 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     given.records.mkdir(parents=True, exist_ok=True)
     jobs = [job for job in plan() if job.name.startswith(given.only)]
+    if given.pixels:
+        jobs = [replace(job, pixels=given.pixels) for job in jobs]
     if given.tiny:
         jobs = [Job(job.table, job.task.replace(job.task.split("+")[0], "digits"), 20, 0, 32) for job in jobs]
         jobs = list(dict.fromkeys(jobs))

@@ -37,3 +37,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def chain() -> Chain:
     """A fresh `tiny_chain`."""
     return tiny_chain()
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies choose a GPU where there is one; here only tests marked so do."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

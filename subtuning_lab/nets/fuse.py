@@ -34,12 +34,25 @@ def fold_batchnorm(part: nn.Module, example: torch.Tensor) -> nn.Module:
 
 def fuse_relu(part: nn.Module, example: torch.Tensor) -> nn.Module:
     """A frozen copy of the part with convolution, BatchNorm and ReLU in one kernel each, as `fold_batchnorm`."""
+    generic = copy.deepcopy(part).eval().requires_grad_(False)
+    _randomize(generic)  # or a BatchNorm of zeros, as blocks start with, would let a wrong order agree
     for count in range(_fuse_children(copy.deepcopy(part), len(list(part.modules()))), 0, -1):
-        fused = copy.deepcopy(part).eval().requires_grad_(False)
-        _fuse_children(fused, count)  # the last ReLU of a residual block stands behind its sum, which shows here
-        if _agree(part, fused, example):
+        trial, fused = copy.deepcopy(generic), copy.deepcopy(part).eval().requires_grad_(False)
+        _fuse_children(trial, count)  # the last ReLU of a residual block stands behind its sum, which shows here
+        _fuse_children(fused, count)
+        if _agree(generic, trial, example) and _agree(part, fused, example):
             return fused
     return part
+
+
+@torch.no_grad()
+def _randomize(part: nn.Module) -> None:
+    """Gives BatchNorm, in place, factors and shifts that leave no two orders of operations alike."""
+    generator = torch.Generator().manual_seed(0)
+    for norm in (module for module in part.modules() if isinstance(module, nn.BatchNorm2d)):
+        for tensor in (norm.weight, norm.bias, norm.running_var):
+            if tensor is not None:
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
 
 
 class ConvReLU(nn.Module):
