@@ -84,7 +84,7 @@ def low_data_curves(
             table = plan.compare(studies, searches, repeat)
             tables.append(table.assign(train_size=size, repeat=repeat))
             if pilot and repeat == 0:
-                choices = {name: _chosen(study, name, table, searches) for name, study in studies.items()}
+                choices = {name: chosen_recipes(study, name, table, searches) for name, study in studies.items()}
     return pd.concat(tables, ignore_index=True)
 
 
@@ -132,7 +132,7 @@ def _studies(choices: Mapping[str, list[Recipe]], make: Callable[[list[Recipe]],
     return {name: made[tuple(recipes)] for name, recipes in choices.items()}
 
 
-def _chosen(study: Study, name: str, table: pd.DataFrame, searches: Mapping[str, Search]) -> list[Recipe]:
+def chosen_recipes(study: Study, name: str, table: pd.DataFrame, searches: Mapping[str, Search]) -> list[Recipe]:
     """The recipe that a method counts with; all of them where that isn't one."""
     if name in searches or (searches and name in (RANDOM_SIZE, RANDOM_PARAMETERS)):
         return [study.recipe_of(_best_blocks(searches.get(name, next(iter(searches.values())))))]

@@ -13,7 +13,7 @@ from subtuning_lab.baselines.compare import compare_methods, method_names, stage
 from subtuning_lab.data.corruptions.registry import parse_corruptions
 from subtuning_lab.data.task import Split, Task
 from subtuning_lab.engine.recipe import Recipe, check_recipes
-from subtuning_lab.experiments.low_data import GREEDY
+from subtuning_lab.experiments.low_data import GREEDY, chosen_recipes
 from subtuning_lab.experiments.tables import COSTS, group_summary, paired_differences
 from subtuning_lab.nets.chain import Chain
 from subtuning_lab.search.candidates import summarize
@@ -23,7 +23,7 @@ from subtuning_lab.search.racing import Halving, Race
 from subtuning_lab.study.records import opened
 from subtuning_lab.study.study import Folds, Recipes, Shown, Store, Study
 from subtuning_lab.utils.containers import Table
-from subtuning_lab.utils.validation import Is, Several, Text, Whole, checked
+from subtuning_lab.utils.validation import Flag, Is, Several, Text, Whole, checked
 
 STAGES, INPUT, LABEL = "stages", "input", "label"
 SHIFT_METHODS = (NO_ADAPTATION, BN_STATISTICS, "linear probing", "full finetuning", "Auto-RGN", STAGES, GREEDY)
@@ -50,6 +50,7 @@ def shift_study(
     repeats: _Repeats = 3,
     max_blocks: Annotated[int | None, Whole(1, none=True)] = None,
     race: Annotated[Race | Halving | None, Is((Race, Halving), none=True)] = None,
+    pilot: Annotated[bool, Flag()] = False,
     records: Store = None,
     progress: Shown = True,
 ) -> pd.DataFrame:
@@ -70,6 +71,7 @@ def shift_study(
         folds, records, progress: as for `Study`.
         repeats: repetitions, each with its own labelled images and seed.
         max_blocks, race: as for `greedy_subtuning`.
+        pilot: whether a shift's first repetition chooses each method's recipe for the others, as in `low_data_curves`.
 
     Returns:
         Rows of `compare_methods` with test accuracy under the shift, one per shift, repetition and method, with
@@ -86,11 +88,15 @@ def shift_study(
         raise ValueError("corruptions and new_tasks are empty; give at least one shift")
     options = {"records": records, "folds": folds, "progress": progress}
     studies = shift_studies(backbone, source_task, corruptions, recipes, new_tasks, train_size, repeats, **options)
-    tables = []
+    tables, piloted = [], {}
     for place, study in studies:
-        searches = {GREEDY: greedy_subtuning(study, max_blocks=max_blocks, race=race)} if GREEDY in methods else {}
         clean = source_task.test if place["kind"] == INPUT else None
-        tables.append(_adapted(study, methods, searches, clean, place["repeat"]).assign(**place))
+        for own, names in piloted.get(place["shift"], {tuple(study.recipes): methods}).items():
+            one = study.with_(recipe=own)
+            searches = {GREEDY: greedy_subtuning(one, max_blocks=max_blocks, race=race)} if GREEDY in names else {}
+            tables.append(_adapted(one, names, searches, clean, place["repeat"]).assign(**place))
+        if pilot and place["repeat"] == 0:
+            piloted[place["shift"]] = _by_recipe(study, tables[-1], searches)
     return pd.concat(tables, ignore_index=True)
 
 
@@ -254,6 +260,17 @@ def _adapted(
     rows["clean_accuracy"] = rows.pop("also_accuracy") if clean is not None else float("nan")
     order = [own for name in methods for own in (subsets if name == STAGES else [name])]
     return rows.sort_values("method", key=lambda names: names.map(order.index), kind="stable")
+
+
+def _by_recipe(
+    study: Study, rows: pd.DataFrame, searches: Mapping[str, GreedyResult]
+) -> dict[tuple[Recipe, ...], list[str]]:
+    """The methods of a pilot's rows, by the recipes that they go on with."""
+    groups: dict[tuple[Recipe, ...], list[str]] = {}
+    for name in rows["method"]:
+        recipes = study.recipes if name in _UNTRAINED else chosen_recipes(study, name, rows, searches)
+        groups.setdefault(tuple(recipes), []).append(name)
+    return groups
 
 
 def _order(search: GreedyResult) -> tuple[str, ...]:

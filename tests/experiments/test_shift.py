@@ -84,6 +84,21 @@ def test_a_row_is_a_study_on_those_corrupted_images_with_that_seed(run):
     assert row["clean_accuracy"] == pytest.approx(tuned.accuracy(task.test))
 
 
+def test_a_pilot_chooses_each_methods_recipe_for_the_other_repetitions(run, options):
+    task, store, full = run
+    own = options | {"new_tasks": [], "repeats": 2, "records": store}
+    table = shift_study(source_chain(), task, SHIFTS[:1], RECIPES, METHODS, pilot=True, **own)
+    first, second = (table[table["repeat"] == repeat].set_index("method") for repeat in (0, 1))
+    known = full[(full["shift"] == SHIFTS[0]) & (full["repeat"] == 0)].set_index("method")
+    assert first["test_accuracy"].to_dict() == known["test_accuracy"].to_dict()
+    assert sorted(second.index) == sorted(first.index) == sorted(ROWS)
+    for name in ("full finetuning", "stage 1", "stage 3"):
+        assert (first.at[name, "trainings"], second.at[name, "trainings"]) == (4, 2)  # on 2 folds
+    _, studies = zip(*shift_studies(source_chain(), task, SHIFTS[:1], RECIPES, train_size=24, folds=2), strict=True)
+    chosen = studies[0].recipe_of("all")
+    assert second.at["full finetuning", "test_accuracy"] == studies[1].with_(recipe=chosen).test("all").mean
+
+
 def test_what_is_not_adapted_forgets_nothing_and_needs_the_source_readout(run):
     task, _, table = run
     rows = table[table["method"] == "no adaptation"]

@@ -193,6 +193,14 @@ def test_notebooks_are_clean_and_told_in_prose(path):
         assert before.cell_type == "markdown", f"no prose above: {cell.source}"
 
 
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem[2] == "_"], ids=lambda path: path.stem)
+def test_a_notebook_is_one_sitting(path):
+    """What goes beyond stands in `NNb_...`, or below a line "Going further"."""
+    texts = [cell.source for cell in nbformat.read(path, as_version=4).cells]
+    further = [number for number, text in enumerate(texts) if re.search(r"^# Going further", text, re.MULTILINE)]
+    assert min([len(texts), *further]) <= 30
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_are_numbered_and_presets_fit_them(path):
     assert re.fullmatch(r"\d\d[a-z]?_\w+", path.stem)
