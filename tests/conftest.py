@@ -20,7 +20,7 @@ hypothesis.settings.load_profile("same examples in every run")
 SLOW = (
     "baselines/test_compare", "baselines/test_head2toe", "cli/test_main", "data/test_corruption",
     "end_to_end/test_faults", "experiments/", "inference/test_export", "inference/test_prune",
-    "nets/test_from_timm", "nets/test_registry", "notebook/test_study", "project/test_readme",
+    "nets/test_families", "nets/test_registry", "notebook/test_study", "project/test_readme",
     "project/test_surface", "project/test_wheel", "report/test_run", "search/test_racing", "theory/test_measure",
 )  # fmt: skip
 

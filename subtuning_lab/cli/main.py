@@ -78,11 +78,26 @@ app.command()(bound)
 
 
 @app.command()
-def backbones(as_json: Json = False) -> None:
-    """List the backbones that can be named."""
+def backbones(
+    check: Annotated[str | None, typer.Option(help="Prove of one, with random weights, that it is a chain.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the backbones that can be named, or check one."""
     import subtuning_lab as lab
 
-    tell_names(lab.backbone_names(), as_json)
+    if check is None:
+        tell_names(lab.backbone_names(), as_json)
+        return
+    facts = lab.check_backbone(check)
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        blocks, sizes = facts["blocks"], " and ".join(f"{height} x {width}" for height, width in facts["sizes"])
+        typer.echo(
+            f"{check} ({facts['class']}) works: {len(blocks)} blocks, {blocks[0]} to {blocks[-1]}, "
+            f"{facts['num_features']} features, equal to the model's bit for bit at {sizes}; "
+            f"gradients in float64 within {facts['gradient']:.0e}"
+        )
 
 
 @app.command()

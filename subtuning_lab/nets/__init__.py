@@ -7,6 +7,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "chain": ["Chain", "count_parameters", "set_trainable"],
         "flops": ["part_table"],
-        "registry": ["backbone_names", "load_backbone"],
+        "registry": ["backbone_names", "check_backbone", "load_backbone"],
     },
 )

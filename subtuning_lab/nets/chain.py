@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from subtuning_lab.nets.cut import cut_module
 from subtuning_lab.utils.containers import Blocks
 from subtuning_lab.utils.hashing import fingerprint_of
 from subtuning_lab.utils.validation import Flag, Is, OneOf, Real, Rule, Several, Text, Whole, checked, shown
@@ -106,6 +107,49 @@ class Chain(nn.Module):
             self.register_buffer(which, torch.tensor([*map(float, values)]).view(3, 1, 1), persistent=False)
         _check_parameters(self)
         set_trainable(self, [])
+
+    @classmethod
+    @checked(
+        model=_Part(),
+        features=Text(none=True),
+        num_features=Whole(1, none=True),
+        input_size=Several(Whole(1), least=3, most=3),
+    )
+    def from_module(
+        cls,
+        model: nn.Module,
+        blocks: str | Sequence[str],
+        *,
+        features: str | None = None,
+        num_features: int | None = None,
+        input_size: tuple[int, int, int] = (3, 224, 224),
+        **settings: object,
+    ) -> Chain:
+        """The chain of any module, by the names that its blocks have in it; takes the module over, in eval mode.
+
+        It is run on two images, cut, and compared: the chain gives the same features, bit for bit, and the same
+        gradient of a block. What is computed between two blocks goes with the later one.
+
+        Args:
+            model: maps normalized images (batch, 3, height, width) to features, or to what is made of them.
+            blocks: name of a container whose children are the blocks, e.g. "encoder.layer", or names of the blocks;
+                norms, activations and pooling that follow one in an nn.Sequential go with it.
+            features: name of the module that takes in the features (batch, num_features), such as the classifier,
+                which is left out; None where they are what the model gives.
+            num_features: what the width of the features must be.
+            input_size: of images that the model can take.
+            settings: mean, std, name and source_head, as of `Chain`.
+
+        Raises:
+            TypeError: no module, or blocks that are no names.
+            ValueError: unknown names, or the first thing that breaks the chain: an activation that is no single
+                tensor, a skip over blocks, parameters that two parts share, images that the model can't take.
+        """
+        (Text() if isinstance(blocks, str) else Several(Text(), unique=True)).check("blocks", blocks)
+        chain = cut_module(cls, model, blocks, features=features, input_size=input_size, **settings)
+        if num_features not in (None, chain.num_features):
+            raise ValueError(f"num_features is {num_features}; those of {chain.name} are {chain.num_features}")
+        return chain
 
     @property
     def part_names(self) -> tuple[str, ...]:

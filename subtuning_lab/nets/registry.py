@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import warnings
@@ -16,10 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import nn
+from torchvision import models as torchvision_models
 
-from subtuning_lab.nets.chain import IMAGENET_MEAN, IMAGENET_STD, Chain
+from subtuning_lab.nets.chain import IMAGENET_MEAN, IMAGENET_STD, Chain, set_trainable
 from subtuning_lab.nets.cifar_resnet import LAB_MEAN, LAB_STD, CifarResNet, lab_resnet, lab_vit
-from subtuning_lab.nets.from_timm import FAMILIES, as_chain, family_of
+from subtuning_lab.nets.families import FAMILIES, as_chain, features_of, readouts_of
 from subtuning_lab.nets.packaged import PACKAGED, packaged_weights
 from subtuning_lab.utils.validation import SEED, Is, Real, Several, Text, checked, shown
 
@@ -35,8 +37,9 @@ _OPTION_ERRORS = (
 )
 Tensors = Mapping[str, torch.Tensor]
 BUNDLED: dict[str, Callable[[], nn.Module]] = {"lab-resnet": lab_resnet, "lab-vit": lab_vit}
-CIFAR_PREFIX = "cifar_resnet"
+CIFAR_PREFIX, TORCHVISION_PREFIX = "cifar_resnet", "torchvision:"
 _CLASSIFIERS = ("fc", "classifier", "head", "heads", "linear", "last_linear")  # what networks call theirs
+_CLASSIFIERS += ("aux1", "aux2", "AuxLogits")  # which help in pretraining alone
 _POSITIONS = ("pos_embed", "relative_position_bias_table")
 _LAB_CONFIG = {"input_size": (3, 32, 32), "mean": LAB_MEAN, "std": LAB_STD}
 _CIFAR_CONFIG = {"input_size": (3, 32, 32), "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -54,10 +57,12 @@ def load_backbone(
     """A pretrained backbone as a frozen chain, without its classifier.
 
     Args:
-        name: "lab-resnet" or "lab-vit" (bundled), "cifar_resnet20" (depth 6n + 2), or any timm name.
-        weights: "pretrained" (bundled, or downloaded by timm from its hub), "random", "package" (of a package that
-            the extra [imagenet] installs, for "tf_efficientnet_lite0"), or the path of a .safetensors file with the
-            model's own key names; its classifier may have any number of classes, or be absent.
+        name: "lab-resnet" or "lab-vit" (bundled), "cifar_resnet20" (depth 6n + 2), any timm name, or torchvision's
+            with its prefix, e.g. "torchvision:resnet50".
+        weights: "pretrained" (bundled, or downloaded by timm from its hub, or by torchvision), "random", "package" (of
+            a package that the extra [imagenet] installs, for "tf_efficientnet_lite0"), torchvision's name of weights,
+            e.g. "IMAGENET1K_V2", or the path of a .safetensors file with the model's own key names; its classifier may
+            have any number of classes, or be absent.
         drop_blocks: blocks to leave out of the chain, for weights that lack them.
         seed: of the weights when they are random.
         model_options: passed to the model's constructor, e.g. `img_size=96` for a vision transformer, whose position
@@ -78,9 +83,11 @@ def load_backbone(
     if name in BUNDLED and weights == "pretrained":
         with as_file(files("subtuning_lab.nets") / "weights" / f"{name}.safetensors") as path:
             return load_backbone(name, path, drop_blocks=drop_blocks, seed=seed, **model_options)
-    model, config = _create(name, weights == "pretrained", seed, model_options)
+    by_name = isinstance(weights, str) and name.startswith(TORCHVISION_PREFIX) and "." not in weights
+    pretrained = weights if by_name and weights != "random" else weights == "pretrained"
+    model, config = _create(name, pretrained, seed, model_options)
     has_readout = weights != "random"
-    if weights not in ("pretrained", "random"):
+    if not pretrained and has_readout:
         path = Path(weights).expanduser()
         tensors = packaged_weights(name, model) if weights == "package" else _read(path)
         has_readout = _load_weights(model, name, path, tensors, drop_blocks, "img_size" in model_options)
@@ -88,6 +95,52 @@ def load_backbone(
     if not has_readout:
         chain.source_head = None
     return chain
+
+
+@checked(name=Text(), seed=SEED)
+def check_backbone(name: str, seed: int = 0, **model_options: object) -> dict[str, object]:
+    """Proves for random weights that a backbone's chain computes what its model does, alone and on fresh images.
+
+    Args:
+        name, seed, model_options: of `load_backbone`.
+
+    Returns:
+        "class" of the model, "blocks" by name, "num_features", "sizes" of images on which the features are equal bit
+        for bit, two where the model takes two, and "gradient": how far those of all parameters of the chain in float64
+        are from the model's, relative to the largest of each.
+
+    Raises:
+        TypeError: no chain, see `load_backbone`; or one that computes something else.
+    """
+    _check_options(model_options)
+    model, config = _create(name, False, seed, model_options)
+    twin = copy.deepcopy(model.eval())
+    names, call = {id(p): key for key, p in twin.named_parameters()}, features_of(model)
+    chain = as_chain(twin, name=name, config=config)
+    generator, sizes = torch.Generator().manual_seed(seed + 1), []
+    for more in (0, 32):
+        images = torch.randn(2, 3, *(side + more for side in chain.input_size[1:]), generator=generator)
+        try:
+            with torch.no_grad():
+                expected = call(model, images)
+                features = chain(images)
+        except (RuntimeError, AssertionError, ValueError):
+            if not more:
+                raise
+            continue
+        if not torch.equal(features, expected):
+            raise TypeError(f"the chain of {name} computes something else on images of {tuple(images.shape[2:])}")
+        sizes.append(tuple(images.shape[2:]))
+    images, apart = torch.randn(2, *chain.input_size, generator=generator).double(), 0.0
+    call(model.double(), images).square().sum().backward()
+    set_trainable(chain.double(), "all")(images).square().sum().backward()
+    for parameter in (p for part in chain.parts for p in part.parameters() if p.grad is not None):
+        wanted = model.get_parameter(names[id(parameter)]).grad
+        apart = max(apart, float((parameter.grad - wanted).abs().max() / wanted.abs().max().clamp(1e-30)))
+    if not apart < 1e-9:
+        raise TypeError(f"the gradients of {name}'s chain are {apart:.1g} from the model's, relative to the largest")
+    facts = {"class": type(model).__name__, "blocks": chain.block_names, "num_features": chain.num_features}
+    return facts | {"sizes": sizes, "gradient": apart}
 
 
 def backbone_names() -> dict[str, str]:
@@ -98,7 +151,8 @@ def backbone_names() -> dict[str, str]:
         "lab-vit": "bundled: vision transformer, 6 blocks, 32 x 32, pretrained on procedural images",
         "cifar_resnet20": "ResNet of He et al. for CIFAR, depth 6n + 2 (20, 32, 44, 56, ...); weights from a file",
         PACKAGED: 'EfficientNet-Lite0, 224 x 224, ImageNet; weights="package" reads those of the extra [imagenet]',
-        "<timm name>": f"any timm model of these families, e.g. resnet50.tv2_in1k: {timm_families}",
+        "<timm name>": f"any timm model that reads as a chain, e.g. resnet50.tv2_in1k; families known: {timm_families}",
+        f"{TORCHVISION_PREFIX}<name>": "torchvision's classifiers, e.g. torchvision:resnet50 with IMAGENET1K_V2",
     }
 
 
@@ -130,9 +184,11 @@ def _check_options(options: dict[str, object]) -> None:
             )
 
 
-def _create(name: str, pretrained: bool, seed: int, options: dict) -> tuple[nn.Module, dict | None]:
+def _create(name: str, pretrained: bool | str, seed: int, options: dict) -> tuple[nn.Module, dict | None]:
     create, config = _create_timm, None
-    if name in BUNDLED:
+    if name.startswith(TORCHVISION_PREFIX):
+        create, config = _create_torchvision, _torchvision_config(name, pretrained)
+    elif name in BUNDLED:
         create, config = _create_bundled, _LAB_CONFIG
     elif name.startswith(CIFAR_PREFIX):
         create, config = _create_cifar_resnet, _CIFAR_CONFIG
@@ -183,6 +239,42 @@ def _create_timm(name: str, pretrained: bool, options: dict) -> nn.Module:
         ) from error
 
 
+def _torchvision_weights(name: str, weights: bool | str) -> object:
+    """An entry of the enumeration of a network's published weights; the default one for True or False."""
+    architecture = name.removeprefix(TORCHVISION_PREFIX)
+    known = torchvision_models.list_models(torchvision_models)
+    if architecture not in known:
+        close = difflib.get_close_matches(architecture, known, n=5, cutoff=0.5)
+        raise ValueError(
+            f"torchvision has no classifier {architecture!r}; did you mean {', '.join(close) or 'resnet50'}?"
+        )
+    entries = torchvision_models.get_model_weights(architecture)
+    if isinstance(weights, str) and weights != "pretrained" and weights not in entries.__members__:
+        allowed = ", ".join(entries.__members__)
+        raise ValueError(f'weights is "{weights}"; for {name} it must be "pretrained", "random", a path, or {allowed}')
+    return entries[weights] if isinstance(weights, str) and weights != "pretrained" else entries.DEFAULT
+
+
+def _torchvision_config(name: str, pretrained: bool | str) -> dict[str, object]:
+    """Size and normalization of the images that the weights were made for."""
+    images = _torchvision_weights(name, pretrained).transforms()
+    return {"input_size": (3, *images.crop_size * 2)[:3], "mean": images.mean, "std": images.std}
+
+
+def _create_torchvision(name: str, pretrained: bool | str, options: dict) -> nn.Module:
+    architecture = name.removeprefix(TORCHVISION_PREFIX)
+    if architecture in ("googlenet", "inception_v3"):  # what published weights were made with, but for the helpers
+        options = {"transform_input": True, "aux_logits": False, "init_weights": True} | options
+    weights = _torchvision_weights(name, pretrained) if pretrained else None
+    try:
+        return torchvision_models.get_model(architecture, weights=weights, **options)
+    except OSError as error:
+        raise ConnectionError(
+            f"no pretrained weights for {name} could be downloaded ({type(error).__name__}). Offline, use "
+            f'weights="path/to/{architecture}.safetensors" or weights="random"'
+        ) from error
+
+
 def _read(path: Path) -> Tensors:
     """The tensors of a .safetensors file, all finite."""
     if path.suffix != ".safetensors":
@@ -207,8 +299,7 @@ def _load_weights(
     tensors, has_readout = _with_readout(model, tensors)
     tensors = _resampled(model, tensors) if resample else tensors
     expected = model.state_dict()
-    family = family_of(model)
-    _check_keys(name, path, set(expected), set(tensors), (*drop_blocks, *(family.readout if family else ())))
+    _check_keys(name, path, set(expected), set(tensors), (*drop_blocks, *readouts_of(model)))
     for key, tensor in tensors.items():
         if tensor.shape != expected[key].shape:
             at_size = "; give img_size= for weights of another image size" if key.endswith(_POSITIONS) else ""
@@ -226,8 +317,7 @@ def _with_readout(model: nn.Module, tensors: Tensors) -> tuple[Tensors, bool]:
     Returns:
         The tensors without any other classifier, which a chain has no use for, and whether there is one.
     """
-    family = family_of(model)
-    readout = family.readout if family else ()
+    readout = readouts_of(model)
     inner = {name for name, _ in model.named_children()} - set(readout)
     unused = tuple(f"{name}." for name in (*readout, *(name for name in _CLASSIFIERS if name not in inner)))
     rest = {key: tensor for key, tensor in tensors.items() if not key.startswith(unused)}

@@ -82,7 +82,7 @@ def _plain(value: object) -> object:
         return value
     if isinstance(value, Integral | Real):  # numpy's
         return int(value) if isinstance(value, Integral) else float(value)
-    if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+    if type(value) is torch.Tensor:
         digest = hashlib.sha256()
         hash_tensor(digest, "", value)
         return digest.hexdigest()

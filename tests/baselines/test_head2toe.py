@@ -16,7 +16,7 @@ from subtuning_lab.baselines.latest import Latest
 from subtuning_lab.data.task import Split
 from subtuning_lab.nets.chain import Chain, set_trainable
 from subtuning_lab.nets.cifar_resnet import lab_vit
-from subtuning_lab.nets.from_timm import as_chain
+from subtuning_lab.nets.families import as_chain
 from tests.helpers import tiny_chain, tiny_split
 
 

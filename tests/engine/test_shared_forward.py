@@ -17,7 +17,7 @@ from subtuning_lab.engine.fit import ENGINES, fit_together
 from subtuning_lab.engine.memory import Prepared, bytes_per_candidate, pack
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.nets.chain import Chain, copy_weights, set_trainable
-from subtuning_lab.nets.from_timm import as_chain
+from subtuning_lab.nets.families import as_chain
 from subtuning_lab.nets.fuse import fold_batchnorm
 from subtuning_lab.nets.registry import load_backbone
 from tests.helpers import Residual, randomize_norms, tiny_chain, tiny_split

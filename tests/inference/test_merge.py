@@ -16,8 +16,8 @@ from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.inference.merge import merge_tasks
 from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain, set_trainable
+from subtuning_lab.nets.families import as_chain
 from subtuning_lab.nets.flops import part_table
-from subtuning_lab.nets.from_timm import as_chain
 from subtuning_lab.nets.registry import load_backbone
 from subtuning_lab.study.study import Study
 from tests.helpers import Residual, randomize_norms, tiny_chain, tiny_task

@@ -16,13 +16,13 @@ from subtuning_lab.inference.merge import merge_tasks
 from subtuning_lab.inference.prune import prune_backbone, prune_blocks
 from subtuning_lab.inference.tuned_task import TunedTask, load_tuned
 from subtuning_lab.nets.chain import Chain, copy_weights, count_parameters
+from subtuning_lab.nets.families import as_chain
 from subtuning_lab.nets.flops import part_table
-from subtuning_lab.nets.from_timm import as_chain
 from subtuning_lab.nets.registry import load_backbone
 from subtuning_lab.theory.linearization import linearization_gap, tuned_distance
 from tests.helpers import Residual, randomize_norms, tiny_chain
 from tests.inference.test_tuned_task import rewrite
-from tests.nets.test_from_timm import new_model
+from tests.nets.test_families import new_model
 
 pytest.importorskip("torch_pruning")
 

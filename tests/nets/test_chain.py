@@ -22,7 +22,7 @@ from subtuning_lab.nets.chain import (
     set_trainable,
     without_dropout,
 )
-from subtuning_lab.nets.from_timm import as_chain
+from subtuning_lab.nets.families import as_chain
 from subtuning_lab.search.profiles import finetuning_profile
 from subtuning_lab.study.study import Study
 from tests.helpers import Residual, tiny_chain, tiny_task

@@ -168,6 +168,10 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
     # nets
     "Chain": lambda m: dict(stem=nn.Conv2d(3, 4, 1), blocks=[nn.ReLU()], tail=nn.Flatten(), num_features=4),
     "Chain.forward": lambda m: dict(self=m.chain, x=torch.zeros(1, 3, 8, 8)),
+    "Chain.from_module": lambda m: dict(
+        model=nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        blocks=["1"], num_features=4, input_size=(3, 8, 8),
+    ),
     "Chain.normalize": lambda m: dict(self=m.chain, images=IMAGES),
     "Chain.part": lambda m: dict(self=m.chain, name="block1"),
     "Chain.train": lambda m: dict(self=m.chain, mode=True),
@@ -176,6 +180,7 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
     "set_trainable": lambda m: dict(backbone=tiny_chain(), blocks=["block1"]),
     "load_backbone": lambda m: dict(name="cifar_resnet8", weights="random"),
     "backbone_names": lambda m: {},
+    "check_backbone": lambda m: dict(name="lab-resnet"),
     # data
     "Split": lambda m: dict(images=m.other.images, labels=m.other.labels),
     "Split.take": lambda m: dict(self=m.other, indices=torch.arange(3)),

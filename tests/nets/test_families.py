@@ -20,7 +20,7 @@ from subtuning_lab.data.task import Task
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.nets.chain import set_trainable
 from subtuning_lab.nets.cifar_resnet import CifarResNet
-from subtuning_lab.nets.from_timm import FAMILIES, as_chain
+from subtuning_lab.nets.families import FAMILIES, as_chain
 from subtuning_lab.nets.registry import load_backbone
 from subtuning_lab.study.study import Study
 from tests.helpers import randomize_norms
@@ -180,15 +180,15 @@ def test_cifar_resnet_is_a_family_too():
 def test_a_model_whose_blocks_are_not_all_there_is_noticed(monkeypatch):
     """The classic slip: a stage is forgotten, and its blocks stay frozen without a word."""
     forgetful = {ResNet: replace(FAMILIES[ResNet], stages=("layer1", "layer2", "layer3"))}
-    monkeypatch.setattr("subtuning_lab.nets.from_timm.FAMILIES", forgetful)
+    monkeypatch.setattr("subtuning_lab.nets.families.FAMILIES", forgetful)
     with pytest.raises((ValueError, AttributeError)):
         as_chain(new_model("bottlenecks"), name="r")
 
 
-@pytest.mark.parametrize("name", ["test_byobnet", "test_nfnet", "mixer_s32_224"])
-def test_an_unknown_family_says_how_to_build_a_chain(name):
-    with pytest.raises(TypeError, match=r"no chain view .*ResNet.*Chain\(stem, blocks, tail, num_features\)"):
-        load_backbone(name, weights="random")
+def test_what_is_no_chain_says_why_and_how_to_build_one():
+    message = r"is no chain, blocks.0 gives a list; .*ResNet.*Chain\(stem, blocks, tail, num_features\)"
+    with pytest.raises(TypeError, match=message):
+        load_backbone("crossvit_9_240", weights="random")
     with pytest.raises(TypeError, match=r"Chain\(stem, blocks, tail, num_features\)"):
         as_chain(nn.Linear(2, 2), name="mine")
 

@@ -1,8 +1,9 @@
-"""How the networks of timm, and our own, read as a chain."""
+"""How the networks of timm, of torchvision, and our own, read as a chain."""
 
 from __future__ import annotations
 
 import copy
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,12 @@ from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerStage
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torchvision import models as tv
 
 from subtuning_lab.nets.chain import Chain
 from subtuning_lab.nets.cifar_resnet import CifarResNet
+from subtuning_lab.nets.cut import Trace, cut, cut_module, has_weights, units_of, whole_units
+from subtuning_lab.nets.ghosts import Call
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,41 @@ FAMILIES: dict[type[nn.Module], Family] = {
     MobileNetV3: Family(("blocks",), readout=("classifier",)),
     RegNet: Family(("s1", "s2", "s3", "s4"), readout=("head.fc",), after=("final_conv",)),
 }
+
+# torchvision's: what its blocks are called, and its readout, whose input is the features. SqueezeNet's is a
+# convolution before the pooling, so that what it gives are the features.
+TORCHVISION: dict[type[nn.Module], tuple[str, str | None]] = {
+    tv.AlexNet: (r"features\.\d+", "classifier.6"),
+    tv.ConvNeXt: (r"features\.[1357]\.\d+", "classifier.2"),
+    tv.DenseNet: (r"features\.denseblock\d+", "classifier"),
+    tv.EfficientNet: (r"features\.[1-7]\.\d+", "classifier.1"),
+    tv.GoogLeNet: (r"inception\w+", "fc"),
+    tv.Inception3: (r"Mixed_\w+", "fc"),
+    tv.MaxVit: (r"blocks\.\d+\.layers\.\d+", "classifier.5"),
+    tv.MNASNet: (r"layers\.(8|9|10|11|12|13)\.\d+", "classifier.1"),
+    tv.MobileNetV2: (r"features\.([1-9]|1[0-7])", "classifier.1"),
+    tv.MobileNetV3: (r"features\.[1-9]\d*", "classifier.3"),
+    tv.RegNet: (r"trunk_output\.block\d\.block\d-\d+", "fc"),
+    tv.ResNet: (r"layer\d\.\d+", "fc"),
+    tv.ShuffleNetV2: (r"stage\d\.\d+", "fc"),
+    tv.SqueezeNet: (r"features\.\d+", None),
+    tv.SwinTransformer: (r"features\.[1357]\.\d+", "head"),
+    tv.VGG: (r"features\.\d+", "classifier.6"),
+    tv.VisionTransformer: (r"encoder\.layers\.encoder_layer_\d+", "heads.head"),
+}
+# Containers that hold blocks, whether timm says so of them or not.
+_CONTAINERS = ("blocks", "layers", "stages", "levels", "block_list")
+
+
+def readouts_of(model: nn.Module) -> tuple[str, ...]:
+    """Names of a model's classifiers, as far as they are known."""
+    for kind, (_, readout) in TORCHVISION.items():
+        if isinstance(model, kind):
+            return () if readout is None else (readout,)
+    if family := family_of(model):
+        return family.readout
+    readout = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return (readout,) if isinstance(readout, str) else tuple(readout)
 
 
 def family_of(model: nn.Module) -> Family | None:
@@ -103,19 +142,99 @@ def as_chain(
         TypeError: another class of model; the message says how to pass a chain of one's own.
         ValueError: drop_blocks names a block that isn't there, or the chain doesn't compute what the model does.
     """
-    family = family_of(model)
+    settings, family = _config(model) | dict(config or {}), family_of(model)
     if family is None:
+        return _drop(_cut_free(model, name, settings), drop_blocks)
+    blocks = OrderedDict(pair for stage in family.stages for pair in _blocks(stage, getattr(model, stage)))
+    return _drop(_cut(model.eval(), family, blocks, name, settings), drop_blocks)
+
+
+def _cut_free(model: nn.Module, name: str, config: Mapping[str, object]) -> Chain:
+    """The chain of a model without a family, cut where timm declares blocks or the table of torchvision's does."""
+    settings = {key: config[key] for key in ("mean", "std", "input_size")} | {"name": name}
+    row = next((row for kind, row in TORCHVISION.items() if isinstance(model, kind)), None)
+    readouts = [model.get_submodule(path) for path in readouts_of(model)]
+    try:
+        if row is not None:
+            blocks = [path for path, m in model.named_modules() if re.fullmatch(row[0], path) and has_weights(m)]
+            chain = cut_module(Chain, model, blocks, features=row[1], **settings)
+        else:
+            chain = _proposed(model, settings)
+    except (ValueError, AttributeError) as error:
         known = ", ".join(kind.__name__ for kind in FAMILIES)
         raise TypeError(
-            f"{name} is a {type(model).__name__}, which has no chain view here (known: {known}). Build one yourself: "
-            "Chain(stem, blocks, tail, num_features), where tail(block_L(...block_1(stem(x)))) gives the features"
+            f"{name} is a {type(model).__name__}, which has no chain view here: {error}. Families known: {known}. "
+            "Build one yourself: Chain(stem, blocks, tail, num_features), where tail(block_L(...block_1(stem(x)))) "
+            "gives the features, or Chain.from_module by the names of its blocks"
+        ) from error
+    if len(readouts) == 1 and isinstance(readouts[0], nn.Linear) and readouts[0].in_features == chain.num_features:
+        chain.source_head = readouts[0].requires_grad_(False)
+    return chain
+
+
+def _proposed(model: nn.Module, settings: Mapping[str, object]) -> Chain:
+    """Cuts a timm model behind the finest of its declared blocks that can be cut; all of them in one shape or other."""
+    units = units_of(model, _declared(model))
+    if not units:
+        raise ValueError("no blocks are declared of it")
+    trace = Trace(model, _features, [*units, *(m for unit in units.values() for m in unit)], settings["input_size"][1:])
+    units = whole_units(trace, units)
+    faults = {name: trace.fault(unit[-1]) for name, unit in units.items()}
+    outermost = [name for name in units if not any(name.startswith(f"{other}.") for other in units)]
+    chosen = [block for name in outermost for block in _finest(name, faults)]
+    while chosen and trace.fault(chosen[0], before=True):
+        chosen = chosen[1:]
+    sizes = [
+        sum(p.numel() for name in names for p in model.get_submodule(name).parameters())
+        for names in (chosen, outermost)
+    ]
+    if not chosen or 2 * sizes[0] < sizes[1]:
+        fault = next(filter(None, faults.values()), "timm declares no blocks of it")
+        raise ValueError(f"it is no chain, {fault}")
+    return cut(Chain, trace, {name: units[name] for name in chosen}, **settings)
+
+
+def _declared(model: nn.Module) -> list[str]:
+    """Names of what timm declares to be blocks or stages, or what lies in a container that is called so."""
+    modules, names, specs = dict(model.named_modules()), set(), []
+    for coarse in (False, True):
+        matcher = model.group_matcher(coarse=coarse) if hasattr(model, "group_matcher") else {}
+        groups = matcher.values() if isinstance(matcher, Mapping) else ()
+        specs.append(
+            [spec for group in groups for spec in ([(group, None)] if isinstance(group, str) else group or ())]
         )
-    blocks = OrderedDict(pair for stage in family.stages for pair in _blocks(stage, getattr(model, stage)))
-    missing = set(drop_blocks) - set(blocks)
-    if missing:
-        raise ValueError(f"drop_blocks: {name} has no block {', '.join(sorted(missing))}; it has {', '.join(blocks)}")
-    chain = _cut(model.eval(), family, blocks, name, _config(model) | dict(config or {}))
-    return _drop(chain, drop_blocks) if drop_blocks else chain
+    for name in modules:
+        owner, _, child = name.rpartition(".")
+        first = [next(((p, suffix) for p, suffix in each if re.match(p, name)), (r"(?!)", None)) for each in specs]
+        declared = any(re.compile(p).groups and re.fullmatch(p, name) and suffix is None for p, suffix in first)
+        if declared or (child.isdigit() and owner.rpartition(".")[2] in _CONTAINERS):
+            names.add(name)
+    names = names or {info["module"] for info in getattr(model, "feature_info", ())}
+    return [name for name, module in modules.items() if name in names and has_weights(module)]
+
+
+def _finest(name: str, faults: Mapping[str, str | None]) -> list[str]:
+    """The blocks inside a stage if all can be cut, else itself, else those that can be."""
+    inner = [other for other in faults if other.startswith(f"{name}.")]
+    inner = [one for one in inner if not any(one.startswith(f"{other}.") for other in inner)]
+    found = [_finest(other, faults) for other in inner]
+    if faults[name] is None and not (found and all(found)):
+        return [name]
+    return [block for blocks in found for block in blocks]
+
+
+def features_of(model: nn.Module) -> Call:
+    """How to get features from a model: in a way of its own, of which chains know nothing, from torchvision's."""
+    if hasattr(model, "forward_features"):
+        return _features
+    for path in readouts_of(model):
+        model.set_submodule(path, nn.Identity())
+    return nn.Module.__call__
+
+
+def _features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What a timm model's classifier takes in."""
+    return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
 def _cut(
@@ -161,6 +280,11 @@ def _config(model: nn.Module) -> dict[str, object]:
 
 
 def _drop(chain: Chain, names: Sequence[str]) -> Chain:
+    if not names:
+        return chain
+    if unknown := sorted(set(names) - set(chain.block_names)):
+        known = ", ".join(chain.block_names)
+        raise ValueError(f"drop_blocks: {chain.name} has no block {', '.join(unknown)}; it has {known}")
     kept = {name: block for name, block in zip(chain.block_names, chain.blocks, strict=True) if name not in names}
     shorter = Chain(
         chain.stem,
