@@ -8,7 +8,7 @@ import typer
 
 from subtuning_lab.cli.bound import bound
 from subtuning_lab.cli.merge import merge
-from subtuning_lab.cli.output import Json, app, file_path, tell, tell_names
+from subtuning_lab.cli.output import Json, app, check_writable, file_path, tell, tell_names
 from subtuning_lab.cli.search import greedy, profile
 
 __all__ = ["app"]
@@ -106,6 +106,27 @@ def tasks(as_json: Json = False) -> None:
     import subtuning_lab as lab
 
     tell_names(lab.task_names(), as_json)
+
+
+@app.command()
+def verdicts(
+    results: Annotated[
+        Path | None, typer.Option(parser=file_path, help="Folder of the tables; by default the package's own.")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(parser=file_path, help="A page in Markdown to write, such as docs/verdicts.md.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what real networks say to each claim of the paper."""
+    import subtuning_lab as lab
+    from subtuning_lab.experiments.claims import verdict_page
+    from subtuning_lab.utils.files import write_atomically
+
+    cases = lab.claim_cases(results)
+    if write:
+        write_atomically(check_writable(write), verdict_page(cases).encode())
+    tell({"verdicts": lab.verdicts(cases)}, as_json)
 
 
 @app.command()

@@ -19,5 +19,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "stability": ["profile_agreement", "profile_stability"],
         "pruning": ["fit_pruned", "pruning_table"],
         "reported": ["official_recipe", "reported"],
+        "claims": ["claim_cases", "verdicts"],
     },
 )

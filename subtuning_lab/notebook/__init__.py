@@ -7,7 +7,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "study_panels": ["ProfilePanel", "StudyPanel"],
         "block_panels": ["BlockPanel", "TrainPanel"],
-        "browse": ["AlphaPanel", "SizePanel", "TracePanel"],
+        "browse": ["AlphaPanel", "RealPanel", "SizePanel", "TracePanel"],
         "shift": ["ShiftPanel"],
         "bounds": ["BoundPanel"],
         "merge": ["MergePanel", "untrained_task"],

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Annotated
 
 import ipywidgets as widgets
 import pandas as pd
 from matplotlib.axes import Axes
 
+from subtuning_lab.experiments.claims import NOT_TESTED, claim_cases, verdicts
 from subtuning_lab.notebook.panel import Panel, Picture, slider_or_list
 from subtuning_lab.plots import style
 from subtuning_lab.plots.ablations import INTERPOLATION, check_kinds, plot_alphas, plot_interpolation
+from subtuning_lab.plots.claims import CASES, plot_cases
 from subtuning_lab.plots.comparison import name_rounds, plot_curves, plot_methods, plot_trace, trace_width
 from subtuning_lab.plots.profiles import network_width, plot_network
 from subtuning_lab.search.greedy import GreedyResult
 from subtuning_lab.utils.containers import Table
-from subtuning_lab.utils.validation import Is, Real, checked
+from subtuning_lab.utils.validation import Is, Real, Text, checked
 
+_CASES = replace(CASES, none=True)
 _STEP = 0.005  # half a point of accuracy: finer than what few images can tell
 _IMAGES = {"target": "the task", "clean": "clean images"}
 
@@ -175,6 +180,50 @@ class AlphaPanel(Panel):
         alpha = self.choice.value
         self.curves.draw(lambda ax: plot_interpolation(self.summary, alpha, ax=ax), 6.0, 3.6)
         self.corner.draw(lambda ax: plot_alphas(self.summary, alpha, ax=ax), 4.4, 3.6)
+        self.say(self.facts)
+
+
+class RealPanel(Panel):
+    """Choose a claim of the paper, and see what real networks on photographs say to it. Nothing is trained.
+
+    Args:
+        notebook: its number or name, e.g. "04_low_data": the claims that it tries.
+        cases: of `claim_cases`; by default those that come with the package.
+
+    Raises:
+        ValueError: a notebook that tries no claim.
+    """
+
+    @checked
+    def __init__(self, notebook: Annotated[str, Text()], cases: Annotated[pd.DataFrame | None, _CASES] = None):
+        cases = claim_cases() if cases is None else cases
+        self.cases = cases[cases["notebook"].str.startswith(notebook)]
+        if self.cases.empty:
+            known = ", ".join(cases["notebook"].unique())
+            raise ValueError(f"notebook {notebook!r} tries no claim; there are {known}")
+        look = {"description": "claim", "layout": widgets.Layout(width="640px")}
+        self.choice = widgets.Dropdown(options=[*self.cases["claim"].unique()], **look)
+        self.figure = Picture()
+        super().__init__(self.choice, self.figure)
+        self.follow(self.choice)
+
+    @property
+    def facts(self) -> str:
+        row = next(verdicts(self._chosen).itertuples())
+        if row.verdict == NOT_TESTED:
+            return f"{row.claim}: not tested on a real network yet"
+        counts = f"{row.speak_for} cases speak for it, {row.against} against, {row.undecided} are undecided"
+        return f"{row.claim}: {row.verdict} on real networks ({counts})"
+
+    @property
+    def _chosen(self) -> pd.DataFrame:
+        return self.cases[self.cases["claim"] == self.choice.value]
+
+    def _redraw(self) -> None:
+        tried = self._chosen.dropna(subset=["difference"])
+        self.figure.layout.display = None if len(tried) else "none"
+        if len(tried):
+            self.figure.draw(lambda ax: plot_cases(tried, ax), 7.6, 1.3 + 0.34 * len(tried))
         self.say(self.facts)
 
 

@@ -13,5 +13,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "shift": ["plot_forgetting", "plot_shift_profiles", "plot_shifts", "plot_steps"],
         "ablations": ["plot_alphas", "plot_differences", "plot_interpolation", "plot_stability", "plot_variants"],
         "bounds": ["plot_against_gap", "plot_terms"],
+        "claims": ["plot_cases"],
     },
 )
