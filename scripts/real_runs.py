@@ -25,7 +25,10 @@ import pandas as pd
 
 NETWORK = "tf_efficientnet_lite0"
 METHODS = ("linear probing", "full finetuning", "LP-FT", "BitFit", "random subset of the same size")
-BLOCK, BEST_BLOCK, BEST_WINDOW, GREEDY = "one block", "best block", "best window", "greedy"
+PROFILE, BEST_BLOCK, BEST_WINDOW, GREEDY = "profile", "best block", "best window", "greedy"
+#: of the tables, after what the rows are about and before who computed them
+COLUMNS = ["method", "label", "kind", "position", "blocks", "params", "accuracy", "std", "n", "trainings", "settings"]
+COLUMNS += ["test_accuracy"]
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def run(job: Job, given: argparse.Namespace) -> pd.DataFrame:
     start = time.perf_counter()
     backbone = lab.load_backbone(NETWORK, "random" if given.tiny else given.weights)
     spec = job.task if given.tiny else f"folder:{given.data}/{job.task}"
-    task = lab.load_task(spec, test_size=20 if given.tiny else None).subset(job.train, seed=job.seed)
+    task = lab.load_task(spec, test_size=20 if given.tiny else None, progress=False).subset(job.train, seed=job.seed)
     study = lab.Study(
         backbone,
         task,
@@ -167,15 +170,22 @@ def run(job: Job, given: argparse.Namespace) -> pd.DataFrame:
     table = lab.compare_methods(
         study, METHODS, searches, subsets={BEST_BLOCK: profile.best()}, draws=2, test=True, seed=job.seed
     )
-    blocks = profile.table[profile.table["kind"] == "blocks"].assign(method=BLOCK)
-    rows = pd.concat([table, blocks], ignore_index=True)
-    columns = ["method", "blocks", "params", "accuracy", "std", "n", "trainings", "settings", "test_accuracy"]
-    rows = rows.reindex(columns=columns).rename(columns={"accuracy": "fold_accuracy", "std": "fold_std", "n": "folds"})
+    rows = pd.concat([table, profile.table.assign(method=PROFILE)], ignore_index=True).reindex(columns=COLUMNS)
+    rows = rows.rename(columns={"accuracy": "fold_accuracy", "std": "fold_std", "n": "folds"})
     rows["blocks"] = [" + ".join(value) if isinstance(value, tuple | list) else value for value in rows["blocks"]]
-    what = {"network": NETWORK, "data": job.task, "pixels": job.pixels, "train_images": job.train}
-    what |= {"test_images": len(task.test), "seed": job.seed, "epochs": given.epochs, "batch_size": given.batch_size}
+    facts = {
+        "network": NETWORK,
+        "data": job.task,
+        "pixels": job.pixels,
+        "train_images": job.train,
+        "test_images": len(task.test),
+        "seed": job.seed,
+        "epochs": given.epochs,
+        "batch_size": given.batch_size,
+        "search": "raced",
+    }
     how = {"seconds": round(time.perf_counter() - start, 1), "machine": machine_line(), "commit": commit()}
-    return pd.DataFrame(what, index=rows.index).join(rows).assign(**how, command=" ".join(["python", *_said()]))
+    return pd.DataFrame(facts, index=rows.index).join(rows).assign(**how, command=" ".join(["python", *_said()]))
 
 
 def recipes(lab: object, given: argparse.Namespace, pixels: int) -> list:

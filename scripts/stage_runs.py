@@ -43,8 +43,8 @@ def main() -> None:
     given.records.parent.mkdir(parents=True, exist_ok=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     backbone = lab.load_backbone(NETWORK, given.weights)
-    source = lab.load_task(f"folder:{given.data}", test_size=given.test_size)
-    new = lab.load_task(given.new_task)
+    source = lab.load_task(f"folder:{given.data}", test_size=given.test_size, progress=False)
+    new = lab.load_task(given.new_task, progress=False)
     recipe = lab.Recipe(epochs=given.epochs, batch_size=given.batch_size, head_lr=1e-2)
     lrs = [float(lr) for lr in given.lrs.split(",")]
     recipes = lab.recipe_grid(recipe, lr=lrs, bn=["batch", "frozen"], head_start=["source"])

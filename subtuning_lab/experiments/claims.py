@@ -86,7 +86,7 @@ def claim_cases(folder: Annotated[str | Path | None, Is((str, Path), none=True)]
         raise FileNotFoundError(f"there is no folder {folder or _FOLDER} with tables of runs; name it")
     rows = []
     for claim in CLAIMS:
-        cases = [asdict(case) for case in claim.judge(folder)] if claim.judge else []
+        cases = [asdict(case) for case in _tried(claim, folder)]
         rows += [{"claim": claim.text, "notebook": claim.notebook} | case for case in cases or [{}]]
     return pd.DataFrame(rows, columns=["claim", "notebook", *(field.name for field in fields(Case))])
 
@@ -113,6 +113,14 @@ def verdicts(cases: Annotated[pd.DataFrame, _CASES]) -> pd.DataFrame:
         rows.append({"claim": claim, "verdict": verdict if len(tried) else NOT_TESTED, **counts, "networks": networks})
         rows[-1]["notebook"] = notebook
     return pd.DataFrame(rows)
+
+
+def _tried(claim: Claim, folder: Path) -> list[Case]:
+    """The claim's cases; none where its table is not there."""
+    try:
+        return list(claim.judge(folder)) if claim.judge else []
+    except FileNotFoundError:
+        return []
 
 
 def case_of(network: str, where: str, differences: np.ndarray) -> Case:

@@ -17,6 +17,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
+from subtuning_lab.experiments.claims import claim_cases, verdicts
 from subtuning_lab.report.html import POLICY
 from subtuning_lab.report.machine import machine_line
 from subtuning_lab.utils.containers import Table
@@ -129,9 +130,19 @@ def build_report(folder: str | Path, expected: Iterable[str] = ()) -> Path:
         preset=folder.name,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         sections=[_section(folder, name) for name in sorted(names)],
+        verdicts=_verdicts(),
     )
     write_atomically(folder / REPORT, page.encode(errors="backslashreplace"))
     return folder / REPORT
+
+
+def _verdicts() -> dict[str, Any] | None:
+    """What ships of real networks, as the page shows it; None where the package stands without its documents."""
+    try:
+        table = verdicts(claim_cases())
+    except FileNotFoundError:
+        return None
+    return _table_to_json(table.rename(columns={"speak_for": "cases for it", "against": "against it"}))
 
 
 def _run_state(page: dict[str, Any]) -> RunState:

@@ -277,3 +277,11 @@ def test_names_cannot_steer_the_terminal(capsys):
     assert "cat\\x1b[2J\\x9b31m" in capsys.readouterr().out
     told = call("records", f"{evil}.sqlite")
     assert "\x1b" not in told.stderr and "\\x1b[2J" in told.stderr
+
+
+def test_verdicts_are_told_and_written(tmp_path):
+    page = tmp_path / "verdicts.md"
+    run = CliRunner().invoke(app, ["verdicts", "--write", str(page), "--json"])
+    assert run.exit_code == 0, run.output
+    told = {row["claim"]: row["verdict"] for row in json.loads(run.stdout)["verdicts"]}
+    assert all(f"| {claim} | **{verdict}** |" in page.read_text() for claim, verdict in told.items()) and len(told) > 9

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from subtuning_lab.notebook import AlphaPanel, SizePanel, TracePanel
+from subtuning_lab.notebook import AlphaPanel, RealPanel, SizePanel, TracePanel
 from tests.notebook import ALPHAS, CURVES, SIZES, alpha_table, search, size_table
 from tests.plots import ticks
 
@@ -95,3 +95,15 @@ def test_every_alpha_tells_both_kinds_of_images():
 def test_tables_that_a_slider_cannot_walk_are_named(kind, table, message):
     with pytest.raises(ValueError, match=message):
         kind(table)
+
+
+def test_a_claim_is_shown_with_its_verdict_and_an_untested_one_without_a_figure():
+    common = {"notebook": "04_low_data", "network": "net", "unit": "points", "n": 3}
+    rows = [{"claim": "one", "where": "here", "difference": 0.02, "low": 0.01, "high": 0.03} | common]
+    rows.append({"claim": "two", "where": None, "difference": np.nan, "low": np.nan, "high": np.nan} | common)
+    panel = RealPanel("04", pd.DataFrame(rows))
+    assert "one: shown on real networks (1 cases" in panel.facts and panel.figure.layout.display is None
+    panel.choice.value = "two"
+    assert "not tested" in panel.facts and panel.figure.layout.display == "none"
+    with pytest.raises(ValueError, match="tries no claim"):
+        RealPanel("99", pd.DataFrame(rows))

@@ -157,6 +157,7 @@ class Material:
         return lab.write_repository(self.tuned, self.path("repository"))
 
 
+MERGED = "Several merged tasks answer faster than separate networks"
 CHOOSE = {"LP": lambda study: []}
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 ZEROS = {"weight": torch.zeros(3, 6), "bias": torch.zeros(3)}  # of a readout
@@ -373,6 +374,8 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
     "fit_pruned": lambda m: dict(study=m.study, blocks=["block3"], ratio=0.5),
     "pruning_table": lambda m: dict(study=m.study, blocks=["block3"], ratios=[0.5], runs=1),
     "reported": lambda m: dict(section="finetuning_profiles"),
+    "claim_cases": lambda m: {},
+    "verdicts": lambda m: dict(cases=lab.claim_cases()),
     "official_recipe": lambda m: dict(run="vit_b16"),
     # plots
     "plot_network": lambda m: dict(part_names=("stem", "b", "tail")),
@@ -400,9 +403,11 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
     "plot_variants": lambda m: dict(summary=lab.summarize_variants(m.variants)),
     "plot_against_gap": lambda m: dict(table=m.measured, column="paper"),
     "plot_terms": lambda m: dict(table=lab.bound_table(m.bounds)),
+    "plot_cases": lambda m: dict(cases=lab.claim_cases().dropna(subset=["n"]).groupby("claim").get_group(MERGED)),
     # notebook
     "AlphaPanel": lambda m: dict(summary=lab.summarize_interpolation(m.curve)),
     "ProfilePanel": lambda m: dict(profiles={"one": m.profile}),
+    "RealPanel": lambda m: dict(notebook="04"),
     "ShiftPanel": lambda m: dict(task=m.task, profiles={"contrast@5": m.profile}, n_examples=2),
     "SizePanel": lambda m: dict(summary=lab.summarize_repeats(m.curves)),
     "StudyPanel": lambda m: dict(backbones=["lab-resnet"], tasks=["digits"]),

@@ -212,7 +212,7 @@ def test_notebooks_are_numbered_and_presets_fit_them(path):
 
 def test_presets_name_only_notebooks_that_exist():
     presets = tomllib.loads((ROOT / "notebooks" / "presets.toml").read_text())
-    assert {"quick", "gpu", "paper"} <= set(presets)
+    assert {"quick", "real", "gpu", "paper"} <= set(presets)
     if NOTEBOOKS:
         assert {stem for preset in presets.values() for stem in preset} <= {path.stem for path in NOTEBOOKS}
 
