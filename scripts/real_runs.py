@@ -77,13 +77,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--records", type=Path, default=Path("runs/real"), help="folder of the records")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--minutes", type=float, default=600.0, help="no job goes on for longer")
-    parser.add_argument("--only", default="", help="jobs whose name begins so, e.g. caltech101-505")
+    parser.add_argument("--only", default="", help="jobs whose names begin so, e.g. caltech101-505-,cifar10-")
     parser.add_argument("--pixels", type=int, help="side of the images; by default as planned, 96 or 64")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lrs", default="1e-3, 3e-3")
     parser.add_argument("--head-lrs", default="1e-2, 3e-2")
+    parser.add_argument("--memory", type=float, help="GiB that a pass may take; by default a third of what is free")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--max-blocks", type=int, default=3)
     parser.add_argument("--tiny", action="store_true")
@@ -95,7 +96,7 @@ def main() -> None:
     given, start = arguments(), time.monotonic()
     given.out.mkdir(parents=True, exist_ok=True)
     given.records.mkdir(parents=True, exist_ok=True)
-    jobs = [job for job in plan() if job.name.startswith(given.only)]
+    jobs = [job for job in plan() if job.name.startswith(tuple(given.only.split(",")))]
     if given.pixels:
         jobs = [replace(job, pixels=given.pixels) for job in jobs]
     if given.tiny:
@@ -159,6 +160,7 @@ def run(job: Job, given: argparse.Namespace) -> pd.DataFrame:
         folds=given.folds,
         seeds=(job.seed,),
         records=given.records / f"{job.name}.sqlite",
+        memory_limit=None if given.memory is None else int(given.memory * 2**30),
         progress=False,
     )
     race = lab.Race(short=1 / 3, most=4)
