@@ -45,7 +45,12 @@ def stages(folder: Path, out: Path) -> list[Stage]:
     pytest = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=")
     records = ("--out", str(out / "real"), "--records", str(folder / "records"))
     return [
-        Stage("tests", (*pytest, "-m", "gpu", "tests/engine", "tests/inference", "tests/end_to_end/test_gpu.py"), 120),
+        Stage(
+            "tests",
+            (*pytest, "-m", "gpu", "tests/engine", "tests/inference", "tests/end_to_end/test_gpu.py"),
+            120,
+            (*pytest, "-k", "frozen and cpu", "tests/end_to_end/test_gpu.py"),
+        ),
         Stage(
             "speed",
             ("benchmarks/profile_speed.py", "--case", "resnet50-224", "--case", "lite0-96"),

@@ -150,7 +150,8 @@ def run(job: Job, given: argparse.Namespace) -> pd.DataFrame:
     from subtuning_lab.report.machine import machine_line
 
     start = time.perf_counter()
-    backbone = lab.load_backbone(NETWORK, "random" if given.tiny else given.weights)
+    network = "lab-resnet" if given.tiny else NETWORK
+    backbone = lab.load_backbone(network, "pretrained" if given.tiny else given.weights)
     spec = job.task if given.tiny else f"folder:{given.data}/{job.task}"
     task = lab.load_task(spec, test_size=20 if given.tiny else None, progress=False).subset(job.train, seed=job.seed)
     study = lab.Study(
@@ -176,7 +177,7 @@ def run(job: Job, given: argparse.Namespace) -> pd.DataFrame:
     rows = rows.rename(columns={"accuracy": "fold_accuracy", "std": "fold_std", "n": "folds"})
     rows["blocks"] = [" + ".join(value) if isinstance(value, tuple | list) else value for value in rows["blocks"]]
     facts = {
-        "network": NETWORK,
+        "network": network,
         "data": job.task,
         "pixels": job.pixels,
         "train_images": job.train,
