@@ -20,7 +20,7 @@ from subtuning_lab.data.task import Split
 from subtuning_lab.engine.fit import fit_together
 from subtuning_lab.nets.chain import frozen_copy
 from subtuning_lab.nets.flops import training_flops
-from subtuning_lab.nets.inputs import BATCH, fast_layout, network_input
+from subtuning_lab.nets.inputs import BATCH, fast_layout, layout_of, network_input
 from subtuning_lab.search.statistics import spearman
 from subtuning_lab.study.study import Study
 from subtuning_lab.theory.sample_gradients import sample_gradients
@@ -88,7 +88,7 @@ class Evidence:
     spent: dict[str, Spent] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.network = fast_layout(frozen_copy(self.study.backbone))
+        self.network = fast_layout(frozen_copy(self.study.backbone), layout_of(self.study.backbone))
         self.blocks = list(self.network.blocks)
         self.names = self.study.block_names
         self.size, self.parts = self.study.recipes[0].image_size, self.study.parts

@@ -61,6 +61,7 @@ class Suggestion:
     unit=OneOf(UNITS),
     recipe=Either(Is(Recipe), Several(Is(Recipe)), none=True),
     folds=Whole(2),
+    seeds=Several(Whole(0, 2**63 - 1), unique=True),
     records=Is((str, Path, Records), none=True),
     criterion=OneOf(tuple(CRITERIA)),
     device=Is((str, torch.device), none=True),
@@ -73,6 +74,7 @@ def suggest_blocks(
     *,
     recipe: Recipe | Sequence[Recipe] | None = None,
     folds: int = 5,
+    seeds: Sequence[int] = (0,),
     records: str | Path | Records | None = None,
     criterion: str = BY,
     device: str | torch.device | None = None,
@@ -84,7 +86,7 @@ def suggest_blocks(
     What the ways cost is foretold from FLOPs, seconds by timing a few images; the budget is no hard limit.
 
     Args:
-        backbone, task, folds, records, device, progress: as for `Study`.
+        backbone, task, folds, seeds, records, device, progress: as for `Study`.
         budget: seconds or FLOPs, by `unit`.
         recipe: by default 10 epochs in both BatchNorm modes, `head_lr=1e-2`.
         criterion: what ranks blocks that are not trained.
@@ -93,7 +95,8 @@ def suggest_blocks(
         TypeError, ValueError: wrong arguments.
     """
     recipes = recipe_grid(Recipe(epochs=10, head_lr=1e-2), bn=list(BN_MODES)) if recipe is None else recipe
-    study = Study(backbone, task, recipes, folds=folds, records=records, device=device, progress=progress)
+    how = {"device": device, "progress": progress}
+    study = Study(backbone, task, recipes, folds=folds, seeds=seeds, records=records, **how)
     plans = _plans(study, budget, unit)
     scores = score_blocks(study, criterion)
     table = scores[["block", "score", "rank", "params"]]
@@ -139,7 +142,7 @@ def _longer(plans: pd.DataFrame, plan: str) -> str:
 
 def _plans(study: Study, budget: float, unit: str) -> pd.DataFrame:
     """The ways to choose, the most thorough first."""
-    n = len(study.task.train) * (study.n_folds - 1)  # images of all folds' trainings, an epoch
+    n = len(study.task.train) * (study.n_folds - 1) * len(study.seeds)  # images of all trainings, an epoch
     each = [sum(training_flops(study.parts, [name]).values()) for name in study.block_names]
     whole = n * study.epochs * sum(each) * len(study.recipes)
     probing = n * study.epochs * sum(training_flops(study.parts, []).values())
