@@ -9,7 +9,7 @@ import typer
 from subtuning_lab.cli.bound import bound
 from subtuning_lab.cli.merge import merge
 from subtuning_lab.cli.output import Json, app, check_writable, file_path, tell, tell_names
-from subtuning_lab.cli.search import greedy, profile
+from subtuning_lab.cli.search import greedy, profile, suggest
 
 __all__ = ["app"]
 
@@ -73,6 +73,7 @@ def reproduce(
 
 app.command()(profile)
 app.command()(greedy)
+app.command()(suggest)
 app.command()(merge)
 app.command()(bound)
 

@@ -1,4 +1,4 @@
-"""Commands that choose blocks: `profile` and `greedy`, both on a study that their common options describe."""
+"""Commands that choose blocks: `profile`, `greedy` and `suggest`, on a study that their common options describe."""
 
 import inspect
 from collections.abc import Callable
@@ -156,3 +156,32 @@ def greedy(
     chosen = {"blocks": search.blocks, "accuracy": search.accuracy, "std": search.std, "n": search.n}
     chosen |= {"trainings": search.cost.trainings, "seconds": search.cost.seconds}
     tell(traces | {"chosen": pd.DataFrame([chosen])}, as_json, written)
+
+
+@on_a_study
+def suggest(
+    study: "Study",
+    budget: Annotated[float, typer.Option(help="What the choice may take, in --unit; foretold, no hard limit.")] = 60.0,
+    unit: Annotated[str, typer.Option(help="seconds or flops.")] = "seconds",
+    criterion: Annotated[str, typer.Option(help="What ranks blocks that are not trained, such as cka.")] = "fisher",
+    as_json: Json = False,
+) -> None:
+    """Suggest the block to tune within a budget, and say how far to trust that; test images are not used."""
+    import pandas as pd
+
+    import subtuning_lab as lab
+
+    suggestion = lab.suggest_blocks(
+        study.backbone, study.task, budget, unit, recipe=study.recipes, folds=study.n_folds, seeds=study.seeds,
+        records=study.records, criterion=criterion, progress=study.progress,
+    )  # fmt: skip
+    names = ("blocks", "by", "confidence", "more")
+    chosen = pd.DataFrame([{name: getattr(suggestion, name) for name in names}])
+    tables = {"plans": suggestion.plans, "scores": suggestion.table, "suggestion": chosen}
+    if as_json:
+        tell(tables, as_json)
+        return
+    tell({name: tables[name] for name in ("plans", "scores")}, as_json)
+    typer.echo(f"tune {' + '.join(suggestion.blocks) or 'the readout alone'} (by {suggestion.by})")
+    typer.echo(f"confidence {suggestion.confidence}")
+    typer.echo(f"a longer search: {suggestion.more}")

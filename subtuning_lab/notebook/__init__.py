@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "browse": ["AlphaPanel", "RealPanel", "SizePanel", "TracePanel"],
         "shift": ["ShiftPanel"],
         "bounds": ["BoundPanel"],
+        "criteria": ["CriterionPanel"],
         "merge": ["MergePanel", "untrained_task"],
     },
 )

@@ -162,6 +162,17 @@ def test_greedy_tells_its_trace_and_what_it_chose(tmp_path):
     assert told["chosen"][0]["n"] == 2
 
 
+@pytest.mark.parametrize("budget", [1, 1e15])
+def test_suggest_says_what_to_tune_and_how_sure_that_is(tmp_path, budget):
+    plan = ["--criterion", "parameters", "--unit", "flops", "--budget", budget, "--records", tmp_path / "lab.sqlite"]
+    told = json.loads(call("suggest", *QUICK_PROFILE, *plan, "--json").stdout)
+    (suggestion,) = told["suggestion"]
+    assert suggestion["by"] == ("parameters" if budget == 1 else "profile") and len(told["plans"]) == 4
+    assert len(told["scores"]) == 9 and suggestion["confidence"].startswith("low") == (budget == 1)
+    text = call("suggest", *QUICK_PROFILE, *plan).stdout
+    assert f"(by {suggestion['by']})" in text and "a longer search: " in text
+
+
 @pytest.mark.parametrize("rule", [["--race", "halving"], ["--race", "race"], ["--significance", "0.05"]])
 def test_greedy_takes_races_and_a_significance_rule(tmp_path, rule):
     kept = ["--records", tmp_path / "runs.sqlite", "--out", tmp_path]

@@ -414,6 +414,9 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
     "BoundPanel": lambda m: dict(n=100, tuned_params=10, params=100, delta=1.0, n_blocks=4),
     "MergePanel": lambda m: dict(backbone=m.source_chain, tasks={"tiny": m.tuned}, runs=1),
     "TracePanel": lambda m: dict(search=m.greedy),
+    "CriterionPanel": lambda m: dict(
+        profiles={"tiny": m.profile}, scores={"tiny": lab.score_blocks(m.study, "parameters")}
+    ),
     "BlockPanel": lambda m: dict(study=m.study),
     "TrainPanel": lambda m: dict(study=m.study, profile=m.profile),
     "untrained_task": lambda m: dict(backbone=m.chain, blocks=["block1"]),
