@@ -21,7 +21,7 @@ FLOORS = {
     "notebooks": ("notebook", "report"),
     "pictures": ("plots",),
     "questions": ("experiments",),
-    "rivals, theory": ("baselines", "criteria", "theory"),
+    "rivals, theory": ("baselines", "theory", "criteria"),
     "lab": ("study", "search"),
     "engine": ("engine", "inference"),
     "ground": ("nets", "data"),
