@@ -82,7 +82,7 @@ def plot_pairs(pairs: Profile, ax: Axes | None = None) -> Axes:
     matrix = pd.DataFrame(np.nan, index=names, columns=names)
     for blocks, accuracy in zip(rows["blocks"], rows["accuracy"], strict=True):
         matrix.loc[blocks[-1], blocks[0]] = accuracy
-    side = 3.0 + 0.55 * min(len(names), _MOST_WORDS)
+    side = 2.2 + 0.45 * min(len(names), _MOST_WORDS)
     ax = style.axes_of(ax, side + 1, side)
     words = matrix.map(lambda share: "" if pd.isna(share) else f"{100 * share:.0f}")
     bar = {"label": "validation accuracy", "format": PercentFormatter(1.0, decimals=0)}
