@@ -96,7 +96,7 @@ def test_reproduce_commands_name_sections_presets_and_parameters_that_exist(comm
     sections = [word for word in words if re.fullmatch(r"\d\d[a-z]?", word)]
     chosen = select_sections(ROOT / "notebooks", sections)
     settled = settle_parameters(chosen, load_preset(ROOT / "notebooks", preset), overrides, Path("results"))
-    assert all(settled[stem][name] == value for stem in settled for name, value in overrides.items())
+    assert all(str(settled[stem][name]) == str(value) for stem in settled for name, value in overrides.items())
 
 
 @pytest.mark.parametrize("command", MAKE)
