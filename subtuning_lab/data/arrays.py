@@ -39,8 +39,8 @@ def image_batch(images: np.ndarray | torch.Tensor, what: str = "images") -> torc
         if images.dtype.type not in (np.uint8, np.float16, np.float32, np.float64):
             raise TypeError(f"{what} must be uint8, or floating point in [0, 1], got {images.dtype}")
         images = torch.from_numpy(np.require(images, images.dtype.newbyteorder("="), ["C", "W"]))
-    if images.layout is not torch.strided:
-        raise TypeError(f"{what} must be a dense tensor, got {images.layout}")
+    if images.layout is not torch.strided or images.is_meta:
+        raise TypeError(f"{what} must be a dense tensor, got {'no data' if images.is_meta else images.layout}")
     images = _channels_first(images.detach(), what)
     check_values(images, what)
     return images.expand(-1, 3, -1, -1)

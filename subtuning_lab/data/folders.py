@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,15 +53,17 @@ def folder(root: Path) -> Listing:
     parts = _parts(root)
     base = parts.get("train", root)
     classes = _class_folders(base)
-    train = _list_classes(base, classes)
-    names = tuple(printable(name) for name in classes)
+    train, names = _list_classes(base, classes), tuple(classes)
     source = _published(names, base)
     held = _held_out(root, parts)
     if held is None:
         return Listing(names, *seeded_split(train.items, train.labels, names), source=source)
-    if unknown := sorted(set(_class_folders(held)) - set(classes)):
+    tested = _class_folders(held)
+    if unknown := sorted(set(tested) - set(names)):
         raise ValueError(f"{_shown(held)} has classes that {_shown(base)} lacks: {unknown}")
-    return Listing(names, train, _list_classes(held, classes), source=source)
+    return Listing(
+        names, train, _list_classes(held, {name: tested.get(name, held / name) for name in names}), source=source
+    )
 
 
 def part_of(name: str) -> str | None:
@@ -167,14 +170,19 @@ def _folders(root: Path) -> list[Path]:
     )
 
 
-def _class_folders(root: Path) -> tuple[str, ...]:
-    """Names of the class folders in `root`, sorted."""
+def _class_folders(root: Path) -> dict[str, Path]:
+    """The class folders in `root`, sorted, by name in Unicode's composed form: systems write accents in two ways."""
     folders = _folders(root)
-    names = tuple(entry.name for entry in folders)
+    names = {unicodedata.normalize("NFC", printable(entry.name)): entry for entry in folders}
     if not names:
         raise FileNotFoundError(f"no class folders in {_shown(root)}: expected {_shown(root)}/<class>/<image files>")
+    if len(names) < len(folders):
+        twice = next(entry.name for entry in folders if entry not in names.values())
+        raise ValueError(f"{_shown(root)} has two folders {twice!r}, whose names only Unicode's forms tell apart")
     if len(names) < 2:
-        raise ValueError(f"{_shown(root)} has the one class {names[0]!r}; a task needs at least two")
+        ((name, place),) = names.items()
+        inside = f"; if its folders are the classes, load folder:{_shown(place)}" if _folders(place) else ""
+        raise ValueError(f"{_shown(root)} has the one class {name!r}; a task needs at least two{inside}")
     places = defaultdict(list)
     for entry in folders:
         places[_identity(entry)].append(entry.name)
@@ -183,26 +191,24 @@ def _class_folders(root: Path) -> tuple[str, ...]:
     return names
 
 
-def _list_classes(root: Path, classes: Sequence[str]) -> Part:
-    """All image files under `root/<class>`, sorted by class and path; warns of the number of other files."""
+def _list_classes(root: Path, classes: Mapping[str, Path]) -> Part:
+    """All image files in the folders of classes in `root`, by class and path; warns of the number of other files."""
     files: list[Path] = []
     labels: list[int] = []
     suffixes, left_out = image_suffixes(), Counter()
-    elsewhere = _above(root) | {_identity(root / name) for name in classes if (root / name).is_dir()}
-    for label, name in enumerate(classes):
-        everything = sorted(_walk(root / name, set(elsewhere))) if (root / name).is_dir() else []
+    elsewhere = _above(root) | {_identity(place) for place in classes.values() if place.is_dir()}
+    for label, (name, place) in enumerate(classes.items()):
+        everything = sorted(_walk(place, set(elsewhere))) if place.is_dir() else []
         images = [file for file in everything if file.suffix.lower() in suffixes]
         left_out.update(
             file.suffix.lower() or "no suffix" for file in everything if file.suffix.lower() not in suffixes
         )
         if not images:
             others = f", but {sum(left_out.values())} files of other kinds" if everything else ""
-            raise ValueError(
-                f"class {printable(name)!r} has no images in {_shown(root / name)}{others}; allowed: {sorted(suffixes)}"
-            )
+            raise ValueError(f"class {name!r} has no images in {_shown(place)}{others}; allowed: {sorted(suffixes)}")
         files += images
         labels += [label] * len(images)
-        _warn_of_copies(root / name, images)
+        _warn_of_copies(place, images)
     left_out.update({"beside the classes": sum(_counts(entry.name) and entry.is_file() for entry in root.iterdir())})
     ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
     if named := ", ".join(f"{count} {printable(suffix)}" for suffix, count in ordered if count):
@@ -289,14 +295,16 @@ def vtab(root: Path) -> Listing:
         root: folder with train800val200.txt, val200.txt and test.txt, whose lines are `path label`.
     Raises:
         FileNotFoundError: the folder, one of the lists, or a validation image is missing.
-        ValueError: a bad line (file and number named), a validation image that is not among the training images, or a
-            test image that is.
+        ValueError: a bad line or an image's second one (file and number named), a validation image that is not among
+            the training images or has another label there, or a test image that is.
     """
     train, validation, test = (_read_list(root, f"{name}.txt") for name in ("train800val200", "val200", "test"))
     tested = set(map(os.path.normpath, test.items))
     for name, part in (("train800val200.txt", train), ("val200.txt", validation)):
         if both := [file for file in part.items if os.path.normpath(file) in tested]:
             raise ValueError(f"{_shown(root / name)} lists {_shown(both[0])}, which is a test image: see test.txt")
+    if len(validation.labels) >= len(train.labels):
+        raise ValueError(f"{_shown(root / 'val200.txt')} leaves no image of train800val200.txt to train on")
     n_classes = 1 + max(int(part.labels.max()) for part in (train, validation, test))
     return Listing(tuple(map(str, range(n_classes))), train, test, _validation_rows(root, train, validation))
 
@@ -310,6 +318,7 @@ def _read_list(root: Path, name: str) -> Part:
         raise ValueError(f"{_shown(path)} has {path.stat().st_size:,} bytes; a list has at most {_LARGEST_LIST:,}")
     files: list[Path] = []
     labels: list[int] = []
+    places: dict[str, int] = {}
     text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")  # names need not be UTF-8
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -321,7 +330,11 @@ def _read_list(root: Path, name: str) -> Part:
             )
         if len(label) > 9 or int(label) >= MOST_CLASSES:
             raise ValueError(f"{_shown(path)}, line {number}: label {label:.20} is not below {MOST_CLASSES}")
-        files.append(root / file.strip())
+        file = root / file.strip()
+        if place := places.get(os.path.normpath(file)):
+            raise ValueError(f"{_shown(path)}, line {number}: {_shown(file)} is in line {place} already")
+        places[os.path.normpath(file)] = number
+        files.append(file)
         labels.append(int(label))
     if not files:
         raise ValueError(f"{_shown(path)} lists no images")
@@ -332,7 +345,11 @@ def _validation_rows(root: Path, train: Part, validation: Part) -> np.ndarray:
     """Which training images the validation images are; int64, all different. Raises as `vtab`."""
     by_path = _matched(list(map(os.path.normpath, train.items)), list(map(os.path.normpath, validation.items)))
     if None not in by_path:
-        return np.array(by_path, dtype=np.int64)
+        rows = np.array(by_path, dtype=np.int64)
+        if (other := train.labels[rows] != validation.labels).any():
+            file = _shown(validation.items[int(other.argmax())])
+            raise ValueError(f"{_shown(root / 'val200.txt')} gives {file} another label than train800val200.txt does")
+        return rows
     by_content = _matched(_keys(train), _keys(validation))
     if None not in by_content:
         return np.array(by_content, dtype=np.int64)

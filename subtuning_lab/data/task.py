@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 import warnings
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
@@ -55,6 +56,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @checked(indices=Is(torch.Tensor))
     def take(self, indices: torch.Tensor) -> Split:
         """The images at `indices` (int64 (k,)) as a new split; streamed images stay undecoded."""
         images = self.images.take(indices) if isinstance(self.images, StreamedImages) else self.images[indices]
@@ -109,6 +111,8 @@ class Task:
         object.__setattr__(self, "classes", tuple(str(name) for name in self.classes))
         if self.num_classes > MOST_CLASSES:
             raise ValueError(f"a task has at most {MOST_CLASSES} classes, got {self.num_classes}")
+        if len({unicodedata.normalize("NFC", name) for name in self.classes}) < self.num_classes:
+            raise ValueError(f"classes is {shown(self.classes)}; only Unicode's forms tell two of its names apart")
         for name in (self.name, *self.classes):
             if printable(name) != name:
                 raise ValueError(f"name {name!r} has control characters, or bytes that are no UTF-8")

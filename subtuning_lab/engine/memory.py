@@ -16,8 +16,9 @@ from subtuning_lab.engine.shared_forward import SharedForward
 from subtuning_lab.engine.trainable import check_merging
 from subtuning_lab.nets.chain import Chain, check_still, fork_of, without_dropout
 from subtuning_lab.nets.inputs import fast_layout
+from subtuning_lab.utils.containers import Blocks
 from subtuning_lab.utils.memory import free_main_memory
-from subtuning_lab.utils.validation import Is, Several, Whole, checked
+from subtuning_lab.utils.validation import Flag, Is, Several, Whole, checked
 
 _SHARE_OF_FREE = 1 / 3  # others live on the machine, too, and more makes a pass hardly faster
 _STATES_PER_WEIGHT = 4  # weight, gradient and AdamW's two moments
@@ -54,6 +55,7 @@ class Prepared:
         self._shared: dict[tuple[torch.Size, bool, torch.memory_format], SharedForward] = {}
         self._kept: dict[tuple[torch.Size, bool], list[int]] = {}
 
+    @checked(example=Is(torch.Tensor))
     def check(self, example: torch.Tensor) -> None:
         """Raises ValueError, the first time, for a network that draws from chance although its dropout is off."""
         if not self._is_still:
@@ -61,7 +63,7 @@ class Prepared:
                 check_still(self.backbone, example if len(example) > 1 else example.repeat(2, 1, 1, 1))
             self._is_still = True
 
-    @checked(subsets=Several(Is(Collection), least=0), recipes=Several(Is("Recipe"), least=0))
+    @checked(example=Is(torch.Tensor), subsets=Several(Blocks(), least=0), recipes=Several(Is("Recipe"), least=0))
     def check_adapters(
         self, example: torch.Tensor, subsets: Sequence[Collection[str]], recipes: Sequence[Recipe]
     ) -> None:
@@ -75,6 +77,7 @@ class Prepared:
                     check_merging(self.backbone, blocks, recipe, example)
         self._merging |= new
 
+    @checked(example=Is(torch.Tensor), fold=Flag(), layout=Is(torch.memory_format))
     def shared(self, example: torch.Tensor, fold: bool, layout: torch.memory_format) -> SharedForward:
         """The frozen network for images (batch, 3, height, width) like these, its BatchNorm folded or not.
 
@@ -91,7 +94,7 @@ class Prepared:
                     raise
         return self._shared[key] if key in self._shared else self.shared(example, False, layout)
 
-    @checked(batch_size=Whole(1))
+    @checked(example=Is(torch.Tensor), subsets=Several(Blocks(), least=0), batch_size=Whole(1), bf16=Flag())
     def costs(
         self, example: torch.Tensor, subsets: Sequence[frozenset[str]], batch_size: int, bf16: bool = False
     ) -> list[float]:

@@ -21,6 +21,7 @@ from subtuning_lab.data.task import Task
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.experiments.tables import COSTS, group_summary
 from subtuning_lab.nets.chain import Chain
+from subtuning_lab.search.candidates import best_of
 from subtuning_lab.search.exhaustive import best_window
 from subtuning_lab.search.greedy import greedy_subtuning
 from subtuning_lab.search.racing import Halving, Race
@@ -135,19 +136,20 @@ def _studies(choices: Mapping[str, list[Recipe]], make: Callable[[list[Recipe]],
 def chosen_recipes(study: Study, name: str, table: pd.DataFrame, searches: Mapping[str, Search]) -> list[Recipe]:
     """The recipe that a method counts with; all of them where that isn't one."""
     if name in searches or (searches and name in (RANDOM_SIZE, RANDOM_PARAMETERS)):
-        return [study.recipe_of(_best_blocks(searches.get(name, next(iter(searches.values())))))]
+        found = searches.get(name, next(iter(searches.values())))
+        return [study.recipe_of(_best_blocks(found, study.part_names))]
     if name in (HEAD2TOE, RANDOM_SIZE, RANDOM_PARAMETERS):
         return study.recipes
     variant = study.variant(**BASELINES[name].choices) if name in BASELINES else study
     return [variant.recipe_of(table.set_index("method").at[name, "blocks"])]
 
 
-def _best_blocks(search: Search) -> tuple[str, ...]:
+def _best_blocks(search: Search, names: Sequence[str]) -> tuple[str, ...]:
     """The search's result, or where that is no block at all, the best of the subsets that have one."""
     if search.blocks:
         return search.blocks
-    tried = search.tried[(search.tried["dropped"] == 0) & (search.tried["blocks"].map(len) > 0)]
-    return tried.at[tried["accuracy"].idxmax(), "blocks"]
+    tried = search.tried[search.tried["blocks"].map(len) > 0].drop(columns="candidate", errors="ignore")
+    return tried.at[best_of(tried, names), "blocks"]
 
 
 @checked(table=Table(("method", "train_size"), ("test_accuracy", "accuracy", *COSTS)))

@@ -22,8 +22,8 @@ from subtuning_lab.search.profiles import Profile, finetuning_profile
 from subtuning_lab.search.racing import Halving, Race
 from subtuning_lab.study.records import opened
 from subtuning_lab.study.study import Folds, Recipes, Shown, Store, Study
-from subtuning_lab.utils.containers import Table
-from subtuning_lab.utils.validation import Flag, Is, Several, Text, Whole, checked
+from subtuning_lab.utils.containers import Either, Table
+from subtuning_lab.utils.validation import Flag, Has, Is, Several, Text, Whole, checked
 
 STAGES, INPUT, LABEL = "stages", "input", "label"
 SHIFT_METHODS = (NO_ADAPTATION, BN_STATISTICS, "linear probing", "full finetuning", "Auto-RGN", STAGES, GREEDY)
@@ -34,6 +34,10 @@ _Corruptions = Annotated[Iterable[str], Several(Text(), least=0)]
 _NewTasks = Annotated[Sequence[Task], Several(Is(Task), least=0)]
 _TrainSize = Annotated[int | None, Whole(2, none=True)]
 _Repeats = Annotated[int, Whole(1)]
+_Studies = Annotated[
+    Iterable[tuple[Mapping[str, Any], Study]],
+    Either(Has(("__next__",), "a generator such as shift_studies(...)"), Several(Is(tuple))),
+]
 
 
 @checked
@@ -163,7 +167,8 @@ def stage_subsets(backbone: Chain) -> dict[str, tuple[str, ...]]:
     return subsets
 
 
-def shift_profiles(studies: Iterable[tuple[Mapping[str, Any], Study]]) -> dict[str, Profile]:
+@checked
+def shift_profiles(studies: _Studies) -> dict[str, Profile]:
     """The finetuning profile under each shift, over the folds of all repetitions; what is recorded is read.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,8 +16,10 @@ from subtuning_lab.baselines.head2toe import Head2Toe
 from subtuning_lab.data.task import Task
 from subtuning_lab.experiments.reported import reported
 from subtuning_lab.nets.chain import Chain
+from subtuning_lab.search.candidates import value_of
 from subtuning_lab.search.greedy import greedy_subtuning
 from subtuning_lab.search.profiles import FULL_FINETUNING, LINEAR_PROBING, finetuning_profile
+from subtuning_lab.search.statistics import DIGITS
 from subtuning_lab.study.keys import Method
 from subtuning_lab.study.study import Recipes, Store, Study
 from subtuning_lab.utils.containers import Mapped, Table
@@ -40,10 +43,11 @@ _TITLE_OF = {name: title for title, names in _TITLES.items() for name in names}
 
 @checked(study=Is(Study))
 def best_head2toe(study: Study) -> Head2Toe:
-    """The settings of `Head2Toe.grid` with the best mean fold accuracy; of equal ones the first."""
+    """The settings of `Head2Toe.grid` that are best by the study's score on the folds; of equal ones the first."""
     methods = Head2Toe.grid()
-    means = study.method_scores(methods).groupby("method")["accuracy"].mean()
-    return methods[int(means.round(12).idxmax())]
+    rows = study.method_scores(methods)
+    means = value_of(rows).fillna(-math.inf).groupby(rows["method"]).mean()
+    return methods[int(means.round(DIGITS).idxmax())]
 
 
 #: ways to choose what to tune, by name

@@ -203,4 +203,7 @@ def _as_batch(images: object) -> object:
         return images
     if 3 not in (shape[0], shape[2]):
         raise ValueError(f"images must be (n, 3, H, W), (n, H, W, 3) or one image with 3 channels; got {shape}")
+    if shape[2] != 3:
+        told = f"images of {shape} are taken for one RGB image; for that say images[None], for 3 grey images[:, None]"
+        warnings.warn(told, stacklevel=4)
     return images[None]

@@ -38,10 +38,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class _Part(Rule):
     """A module, which has weights to tune and a mode to train in."""
 
-    allowed = "a torch.nn.Module; put a function into the forward of one"
+    allowed = "a torch.nn.Module in Python; put a function into the forward of one, and a TorchScript's code as well"
 
     def error_of(self, value: object) -> type[Exception] | None:
-        return None if isinstance(value, nn.Module) else TypeError
+        scripted = isinstance(value, nn.Module) and any(isinstance(m, torch.jit.ScriptModule) for m in value.modules())
+        return TypeError if scripted or not isinstance(value, nn.Module) else None
 
     def wrong(self) -> Iterator[object]:
         yield from (None, torch.relu, "layer", [])
@@ -161,6 +162,7 @@ class Chain(nn.Module):
         """The modules of `part_names`, in the same order."""
         return [self.stem, *self.blocks, self.tail]
 
+    @checked(name=Text())
     def part(self, name: str) -> nn.Module:
         """The module of one part. Raises ValueError for an unknown name."""
         return self.parts[_position(self, name)]
@@ -176,6 +178,7 @@ class Chain(nn.Module):
         parts = dict(zip(self.part_names, self.parts, strict=True))
         return fingerprint_of(parts, self.mean.flatten().tolist(), self.std.flatten().tolist())
 
+    @checked(images=Is(torch.Tensor))
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Images (batch, 3, height, width), uint8 or float in [0, 1], as the backbone wants them."""
         scaled = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
@@ -315,17 +318,20 @@ def without_dropout(backbone: Chain) -> Chain:
 def check_still(backbone: Chain, example: torch.Tensor) -> None:
     """Raises ValueError for parts that draw from chance in train mode, found by running each twice.
 
-    And for those in which an attribute called like a rate of dropout acts in eval mode, where dropout does nothing.
+    And for those that change buffers in eval mode, too, so that they are never frozen, or in which an attribute called
+    like a rate of dropout acts in eval mode, where dropout does nothing.
 
     Args:
         backbone: of `without_dropout`; as it stands afterwards.
         example: two or more normalized images (batch, 3, height, width).
     """
-    device, drawing, acting = example.device, [], []
+    device, drawing, acting, moving = example.device, [], [], []
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         for name, part in zip(backbone.part_names, backbone.parts, strict=True):
             twin = copy.deepcopy(part).eval()
             output = twin(example.clone())
+            if not all(map(torch.equal, twin.buffers(), part.buffers())):
+                moving.append(name)
             twin.train()
             buffers, chance, outputs = [buffer.clone() for buffer in twin.buffers()], _chance(device), []
             for _ in range(2):
@@ -339,6 +345,11 @@ def check_still(backbone: Chain, example: torch.Tensor) -> None:
             if loud and (loud.eval()(example.clone()) - output).abs().amax() > 1e-4 * output.abs().amax():
                 acting.append(name)
             example = output
+    if moving:
+        raise ValueError(
+            f"{', '.join(moving)} of {backbone.name} changes its buffers in eval mode, too, and so is never frozen; "
+            "update them only where self.training is True"
+        )
     if acting:
         names = ", ".join(sorted({attribute for _, attribute in backbone._rates}))
         raise ValueError(
@@ -371,14 +382,19 @@ def _chance(device: torch.device) -> tuple[object, ...]:
 
 
 def keeps_statistics(module: nn.Module) -> bool:
-    """Whether it is a norm that gathers running statistics in train mode: BatchNorm, InstanceNorm and their like."""
-    return isinstance(module, _NormBase) or any(name.startswith("running_") for name in module._buffers)
+    """Whether it may gather statistics in train mode: BatchNorm, InstanceNorm, and what has such a buffer to save.
+
+    Buffers of numbers, that is, such as a moving average or the vectors of a spectral norm.
+    """
+    saved = (b for name, b in module._buffers.items() if name not in module._non_persistent_buffers_set)
+    numbers = any(buffer is not None and buffer.is_floating_point() for buffer in saved)
+    return numbers or isinstance(module, _NormBase) or any(name.startswith("running_") for name in module._buffers)
 
 
 def freeze_statistics(module: nn.Module) -> None:
-    """Puts all norms with running statistics into eval mode, in place."""
-    for norm in filter(keeps_statistics, module.modules()):
-        norm.eval()
+    """Puts all that gathers statistics into eval mode, in place."""
+    for gathering in filter(keeps_statistics, module.modules()):
+        gathering.eval()
 
 
 def check_tensors(backbone: Chain) -> None:
@@ -415,7 +431,7 @@ def _named_blocks(blocks: Mapping[str, nn.Module] | Iterable[nn.Module]) -> dict
         raise ValueError("blocks is empty; a chain has at least 1 block")
     for name, block in named.items():
         if not isinstance(name, str) or not name or "|" in name:
-            raise ValueError(f"block name {name!r} must be a string, not empty, without |")
+            raise ValueError(f"blocks has the name {name!r}; names are strings, not empty, without |")
         if name in ("stem", "tail", "all", "head"):
             raise ValueError(f"block name {name} is reserved for the chain's own parts")
         _Part().check(name, block)
@@ -423,9 +439,15 @@ def _named_blocks(blocks: Mapping[str, nn.Module] | Iterable[nn.Module]) -> dict
 
 
 def _check_parameters(backbone: Chain) -> None:
-    """A parameter that two parts share could not be frozen in one of them only."""
+    """A parameter that two parts share could not be frozen in one of them only; a computed one not be copied."""
     owner: dict[int, str] = {}
     for name, part in zip(backbone.part_names, backbone.parts, strict=True):
+        computed = (k for m in part.modules() for k, v in vars(m).items() if isinstance(v, torch.Tensor) and v.grad_fn)
+        for key in computed:
+            raise ValueError(
+                f"{key} of {name} is computed from other weights, as by torch.nn.utils.weight_norm, and can't be "
+                "copied; torch.nn.utils.parametrizations has its successor"
+            )
         for parameter in part.parameters():
             if owner.setdefault(id(parameter), name) != name:
                 raise ValueError(f"{owner[id(parameter)]} and {name} share parameters; each part must have its own")

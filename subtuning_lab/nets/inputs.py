@@ -67,14 +67,18 @@ def check_images(backbone: Chain, images: torch.Tensor, image_size: int | None =
         UserWarning: images much larger than those that the backbone was made for, where nobody asked for their size.
     """
     check_tensors(backbone)
-    size, wanted = image_size or images.shape[-1], backbone.input_size[-1]
+    given = (image_size,) * 2 if image_size else tuple(images.shape[-2:])
+    size, wanted = given[-1], backbone.input_size[-1]
     try:
         features = backbone(network_input(backbone, images, image_size))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"{backbone.name} can't take images of {size} pixels ({error}); it was made for {wanted}: give "
-            f"Recipe(image_size={wanted}), or load a vision transformer with img_size={size} or dynamic_img_size=True"
-        ) from error
+        across = f"{given[0]} x {given[1]}" if given[0] != given[1] else size
+        advice = (
+            f"; it was made for {wanted}: give Recipe(image_size={wanted}), or load a vision transformer with "
+            f"img_size={size} or dynamic_img_size=True"
+        )
+        told = f"{backbone.name} can't take images of {across} pixels ({error})"
+        raise ValueError(told + advice * (given != backbone.input_size[1:])) from error
     if tuple(features.shape) != (len(images), backbone.num_features) or not features.isfinite().all():
         raise ValueError(
             f"{backbone.name} gives features of shape {tuple(features.shape)} that are "

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from subtuning_lab.search.candidates import Scorer, check_accuracies, chosen_rows, value_of
+from subtuning_lab.search.candidates import SCORER, Scorer, check_accuracies, chosen_rows, value_of
 from subtuning_lab.search.significance import corrected_p, holm
 from subtuning_lab.search.statistics import DIGITS
 from subtuning_lab.utils.validation import Is, Real, Several, Whole, checked
@@ -65,7 +65,7 @@ class Race:
     short: Annotated[float | None, _SHARE.or_none()] = 0.05
     most: Annotated[int | None, Whole(1, none=True)] = 2
 
-    @checked(subsets=_SUBSETS, certain=_SUBSETS)
+    @checked(study=SCORER, subsets=_SUBSETS, certain=_SUBSETS)
     def scores(
         self, study: Scorer, subsets: Sequence[tuple[str, ...]], certain: Sequence[tuple[str, ...]] = ()
     ) -> pd.DataFrame:
@@ -103,7 +103,7 @@ class Halving:
         if any(len(rung) != 2 for rung in self.ladder) or tuple(self.ladder[-1]) != (1, 1):
             raise ValueError(f"ladder is {self.ladder}; it must be of pairs (epochs, folds), the last of them (1, 1)")
 
-    @checked(subsets=_SUBSETS, certain=_SUBSETS)
+    @checked(study=SCORER, subsets=_SUBSETS, certain=_SUBSETS)
     def scores(
         self, study: Scorer, subsets: Sequence[tuple[str, ...]], certain: Sequence[tuple[str, ...]] = ()
     ) -> pd.DataFrame:

@@ -30,7 +30,7 @@ class SignificantGain:
 
     alpha: Annotated[float, Real(0, 1, above=True, below=True)] = 0.05
 
-    @checked(candidates=Is(Sequence), larger=Flag())
+    @checked(current=_ROWS, candidates=Is(Sequence), larger=Flag())
     def p_values(self, current: pd.DataFrame, candidates: Sequence[pd.DataFrame | None], larger: bool) -> list[float]:
         """p-values of the larger subset being no better, by `fold_difference`.
 

@@ -185,8 +185,9 @@ class Records:
             raise RecordsError(
                 f"{self.path} is empty: no records file, but perhaps a copy that failed; to begin a new one, delete it"
             )
-        if self._memory is None and self.path.is_dir():
-            raise RecordsError(f"{self.path} is not a records file but a folder")
+        if self._memory is None and self.path.exists() and not self.path.is_file():  # reading a pipe would not end
+            kind = "a folder" if self.path.is_dir() else "a pipe or a device"
+            raise RecordsError(f"{self.path} is not a records file but {kind}")
         self._options += self._without_log()
         with self._connection() as connection:
             version = version_of(connection, self.path)
@@ -266,9 +267,10 @@ class Records:
             raise RecordsError(f"{self.path} {what}: {error}{f'; {advice[0]}' if advice else ''}") from error
 
 
+@checked(records=Is((str, Path, Records), none=True))
 def opened(records: str | Path | Records | None) -> Records:
     """The records themselves, those in a file, or new ones for this session only."""
-    return records if isinstance(records, Records) else Records(records or ":memory:")
+    return records if isinstance(records, Records) else Records(":memory:" if records is None else records)
 
 
 def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:

@@ -70,6 +70,9 @@ def version_of(connection: sqlite3.Connection, path: Path) -> int:
     if version < 1 or not {"scores", "test_uses"} <= tables:
         names = ", ".join(sorted(tables)) or "none"
         raise ValueError(f"{path} is not a records file: its version is {version}, its tables are {names}")
+    columns = {row["name"] for row in connection.execute("PRAGMA table_info(scores)")}
+    if version == SCHEMA_VERSION and (other := columns ^ {*COLUMNS, "checksum"}):
+        raise ValueError(f"{path} has other columns of scores: missing or unknown are {', '.join(sorted(other))}")
     return version
 
 

@@ -23,6 +23,8 @@ def replacing(path: str | Path, keep: bool = False) -> Iterator[Path]:
         OSError: of the kind that the system gave, with the path and what to do.
     """
     path, part = Path(path).expanduser(), None
+    if "\0" in str(path):
+        raise ValueError(f"path is {str(path)!r}; a file's name can't hold a zero byte")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)

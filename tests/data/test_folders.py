@@ -14,6 +14,7 @@ from PIL import Image
 from subtuning_lab.data.corruptions.registry import corrupt
 from subtuning_lab.data.decode import image_suffixes, read_image
 from subtuning_lab.data.folders import CIFAR10_CLASSES
+from subtuning_lab.data.task import Task
 from tests.data.material import copy_of, image_set, load, write_folder, write_image
 
 
@@ -253,6 +254,19 @@ def test_names_that_are_no_utf_8_or_hold_control_characters_are_shown_escaped(tm
     str(raised.value).encode()
 
 
+def test_accents_are_one_letter_however_a_system_writes_them(tmp_path):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    write_folder(tmp_path / "a" / "train", {composed: 2, "tea": 2})
+    write_folder(tmp_path / "a" / "test", {apart: 1, "tea": 1}, seed=50)
+    task = load(f"folder:{tmp_path / 'a'}")
+    assert task.classes == (composed, "tea") and task.test.labels.tolist() == [0, 1]
+    write_folder(tmp_path / "b", {composed: 2, apart: 2})
+    with pytest.raises(ValueError, match="two folders .*, whose names only Unicode's forms tell apart"):
+        load(f"folder:{tmp_path / 'b'}")
+    with pytest.raises(ValueError, match="only Unicode's forms tell two of its names apart"):
+        Task("cafes", (composed, apart), task.train, None)
+
+
 def test_identical_photographs_in_train_and_test_are_counted(tmp_path):
     write_folder(tmp_path / "train", {"a": 4, "b": 4})
     write_folder(tmp_path / "test", {"a": 2, "b": 2}, seed=50)
@@ -345,6 +359,12 @@ def test_folder_errors_name_folder_class_or_file(tmp_path):
         load(f"folder:{tmp_path}")
 
 
+def test_where_the_classes_may_be_is_said(tmp_path):
+    write_folder(tmp_path / "data", {"a": 2, "b": 2})
+    with pytest.raises(ValueError, match=r"the one class 'data'.*load folder:.*data$"):
+        load(f"folder:{tmp_path}")
+
+
 def test_a_test_class_that_train_lacks_is_named(tmp_path):
     write_folder(tmp_path / "train", {"a": 2, "b": 2})
     write_folder(tmp_path / "test", {"a": 1, "b": 1, "wasp": 1})
@@ -395,7 +415,9 @@ def test_vtab_lists_with_their_validation_part(vtab):
             ValueError,
             r"test0\.png, which is a test image",
         ),
-        ("val200", "images/train 1.png 0\nimages/./train 1.png 1\n", ValueError, r"val200\.txt.*which .* lacks"),
+        ("val200", "images/train 1.png 1\nimages/./train 1.png 1\n", ValueError, r"line 2: .* is in line 1 already"),
+        ("val200", "images/train 1.png 0\n", ValueError, r"val200\.txt gives .*train 1\.png another label"),
+        ("val200", "".join(f"images/train {n}.png {n % 2}\n" for n in range(10)), ValueError, "no image .* train on"),
         ("test", "images/test0.png 100000\n", ValueError, "label 100000 is not below 100000"),
         ("test", f"images/test0.png {2**62}\n", ValueError, "is not below 100000"),
         ("test", f"images/test0.png {'9' * 9000}\n", ValueError, "is not below 100000"),

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
@@ -42,6 +43,7 @@ import subtuning_lab as lab
 from subtuning_lab.cli.main import app
 from subtuning_lab.report import reproduce
 from tests.helpers import tiny_chain, tiny_task
+from tests.project.surface import Material, wrong_calls
 
 torch.set_num_threads(1)
 RECIPE = lab.Recipe(epochs=2, batch_size=8)
@@ -618,16 +620,22 @@ def divergence(scene: Scene, n: int) -> Iterator[Outcome]:
 
 
 class Shortage(TorchDispatchMode):
-    """Raises as the allocator does at the operation number `at` that makes a tensor."""
+    """Raises as the allocator does at the operation number `at` that makes a tensor; None notes where they are made.
+
+    A site is a line of the package with an operation that is called there, or for it in a backward.
+    """
 
     def __init__(self, at: int | None):
         super().__init__()
         self.at, self.made = at, 0
+        self.sites: dict[str, list[int]] = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
         if isinstance(made, torch.Tensor) and function not in _VIEWS:
             self.made += 1
+            if self.at is None:
+                self.sites.setdefault(f"{_line_of_ours()}: {function}", []).append(self.made)
             if self.made == self.at:
                 raise RuntimeError(
                     "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 1 bytes"
@@ -635,29 +643,40 @@ class Shortage(TorchDispatchMode):
         return made
 
 
+def _line_of_ours() -> str:
+    """The innermost line of the package that is being run."""
+    frame = sys._getframe()
+    while frame and "/subtuning_lab/" not in frame.f_code.co_filename:
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else "outside"
+
+
 _VIEWS = {getattr(torch.ops.aten, name).default for name in ("view", "t", "detach", "expand", "permute", "alias")}
 
 
 def shortage(scene: Scene, n: int) -> Iterator[Outcome]:
-    """Out of memory at one allocation: the same table, or an error that says that memory is short."""
-    outcome, count = Outcome("out of memory at an allocation"), scene.folder / "made.txt"
+    """Out of memory at one allocation of each site: the same table, or an error that says that memory is short."""
+    noted = scene.folder / "sites.json"
 
     def disturbed(path: Path, at: int | None) -> None:
         scored = study(path)
         try:
             with Shortage(at) as mode:
                 lab.finetuning_profile(scored)
-            count.write_text(str(mode.made))
+            noted.write_text(json.dumps(mode.sites))
         except (RuntimeError, MemoryError) as error:
             assert str(error).startswith("not enough memory"), repr(error)
 
     assert run(lambda: disturbed(scene.path("measured"), None), scene.log) == 0, scene.log.read_text()
-    sites = scene.chance.sample(range(1, int(count.read_text()) + 1), n)
-    for at in sites:
-        path = scene.path("short")
+    sites = json.loads(noted.read_text())
+    chosen = list(sites) if n >= len(sites) else scene.chance.sample(list(sites), n)
+    made = sum(map(len, sites.values()))
+    outcome = Outcome(f"out of memory at {len(chosen)} of {len(sites)} sites of {made} allocations")
+    for site in chosen:
+        path, at = scene.path("short"), scene.chance.choice(sites[site])
         good = run(lambda path=path, at=at: disturbed(path, at), scene.log) == 0
         wrong = scene.ends_well(path, rounded=True)  # a pass that is split, or stores no trunk, rounds otherwise
-        outcome.note(good and not wrong, f"allocation {at}: {wrong or last_line(scene.log)}")
+        outcome.note(good and not wrong, f"{site}, allocation {at}: {wrong or last_line(scene.log)}")
     yield outcome
 
 
@@ -684,6 +703,17 @@ def memory(scene: Scene, n: int) -> Iterator[Outcome]:
     yield outcome
 
 
+def wrong(scene: Scene, n: int) -> Iterator[Outcome]:
+    """Calls of the public surface with one wrong value: an error of ours that names it, before any training."""
+    outcome, material = Outcome("wrong calls"), Material(scene.folder)
+    calls = wrong_calls()
+    for call in scene.chance.sample(calls, min(n, len(calls))):
+        fault = call.fault(material)
+        outcome.note(not fault, f"{call}: {fault}")
+        plt.close("all")
+    yield outcome
+
+
 #: fault -> (what tries it, how often in the short version, how often for each kill of the long one)
 FAULTS: dict[str, tuple[Callable[[Scene, int], Iterator[Outcome]], int, float]] = {
     "kills": (kills, 8, 1.0),
@@ -695,11 +725,12 @@ FAULTS: dict[str, tuple[Callable[[Scene, int], Iterator[Outcome]], int, float]] 
     "readonly": (readonly, 1, 0.1),
     "signals": (signals, 2, 0.2),
     "divergence": (divergence, 1, 0.06),
-    "shortage": (shortage, 4, 0.3),
+    "shortage": (shortage, 4, 8.0),
     "memory": (memory, 10, 4.0),
     "reports": (reports, 1, 0.2),
     "command_line": (command_line, 1, 0.1),
     "kernel": (kernel, 1, 0.1),
+    "wrong_calls": (wrong, 20, 6.0),
 }
 
 

@@ -67,9 +67,11 @@ def test_a_pilot_chooses_recipes_for_the_other_repetitions(run):
 
 def test_a_search_that_chose_nothing_still_has_a_recipe_for_blocks():
     trace = pd.DataFrame({"blocks": [(), ("a",), ("b",), ("c",)], "accuracy": [0.9, 0.5, 0.7, 0.8]})
-    trace["dropped"] = [0, 0, 0, 1]
-    assert _best_blocks(SearchResult((), trace, trace, "")) == ("b",)
-    assert _best_blocks(SearchResult(("c", "d"), trace, trace, "")) == ("c", "d")
+    trace = trace.assign(dropped=[0, 0, 0, 1], params=1)
+    assert _best_blocks(SearchResult((), trace, trace, ""), "abcd") == ("b",)
+    assert _best_blocks(SearchResult(("c", "d"), trace, trace, ""), "abcd") == ("c", "d")
+    by_score = trace.assign(score=[0.9, 0.6, 0.5, 0.8])  # what the study chooses by, e.g. balanced accuracy
+    assert _best_blocks(SearchResult((), by_score, by_score, ""), "abcd") == ("a",)
 
 
 def test_the_test_split_is_used_once_per_result(run):

@@ -29,8 +29,9 @@ def protocol(choose=None, task=None, recipes=RECIPE, **options) -> pd.DataFrame:
     return vtab_protocol(tiny_chain(), task or official(), recipes, choose or SUBSETS, **options)
 
 
-def study_of(task=None, recipes=RECIPE, folds=1, seeds=(0, 1)) -> Study:
-    return Study(tiny_chain(), task or official(), recipes, folds=folds, seeds=seeds, device="cpu", progress=False)
+def study_of(task=None, recipes=RECIPE, folds=1, seeds=(0, 1), **options) -> Study:
+    options |= {"folds": folds, "seeds": seeds, "device": "cpu", "progress": False}
+    return Study(tiny_chain(), task or official(), recipes, **options)
 
 
 # ---------------------------------------------------------------- the numbers
@@ -101,6 +102,14 @@ def test_the_usual_choices_choose_by_the_folds():
     scores = study.method_scores(Head2Toe.grid()).groupby("method")["accuracy"].mean()
     assert table.loc["Head2Toe", "fold_accuracy"] == pytest.approx(scores.max())
     assert best_head2toe(study).settings() == table.loc["Head2Toe", "settings"]
+
+
+def test_head2toe_is_chosen_by_the_studys_score(monkeypatch):
+    study, grid = study_of(score="loss"), Head2Toe.grid()
+    rows = pd.DataFrame({"method": range(len(grid)), "accuracy": 0.5, "score": -1.0})
+    rows.loc[0, "accuracy"], rows.loc[3, "score"], rows.loc[4, "score"] = 1.0, -0.1, None  # the last one diverged
+    monkeypatch.setattr(type(study), "method_scores", lambda study, methods: rows)
+    assert best_head2toe(study) == grid[3]
 
 
 # ---------------------------------------------------------------- the test images

@@ -86,6 +86,8 @@ def test_images_of_every_layout_give_the_same(tmp_path):
         assert torch.allclose(task.predict(images), expected, atol=1e-6)
     for image in (BYTES[0], BYTES[0].movedim(0, 2).numpy(), paths[0], str(paths[0])):
         assert torch.allclose(task.predict(image), expected[:1], atol=1e-6)
+    with pytest.warns(UserWarning, match=r"\(3, 8, 8\) are taken for one RGB image; .*for 3 grey images\[:, None\]"):
+        task.predict(BYTES[0])
     grey = BYTES[:, :1]
     assert torch.equal(task.predict(grey), task.predict(grey.expand(-1, 3, -1, -1)))
 
@@ -123,6 +125,7 @@ IN_MEMORY = {
     "a missing file": ("none.png", FileNotFoundError, "none.png"),
     "text": (np.array(["a"]), TypeError, "<U1"),
     "a sparse tensor": (torch.rand(2, 3, 8, 8).to_sparse(), TypeError, "dense tensor, got torch.sparse_coo"),
+    "a tensor without data": (torch.rand(2, 3, 8, 8, device="meta"), TypeError, "dense tensor, got no data"),
     "complex numbers": (torch.zeros(2, 3, 8, 8, dtype=torch.complex64), TypeError, "complex64"),
     "an opened file": (Image.new("RGB", (8, 8)), TypeError, "got Image"),
 }

@@ -122,6 +122,54 @@ def test_batchnorm_statistics_follow_the_mode(bn, moves):
     assert not torch.equal(before["block2"]["bn.weight"], after["block2"]["bn.weight"])
 
 
+class Average(nn.Module):
+    """Subtracts a moving average of its channels (batch, 6, height, width), kept under a name."""
+
+    def __init__(self, name: str, always: bool = False):
+        super().__init__()
+        self.conv, self.name, self.always = nn.Conv2d(6, 6, 1), name, always
+        self.register_buffer(name, torch.zeros(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, average = self.conv(x), getattr(self, self.name)
+        if self.training or self.always:
+            average.mul_(0.9).add_(0.1 * x.detach().mean((0, 2, 3)))
+        return x - average.view(6, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["average", "running_mean"])
+def test_averages_of_ones_own_modules_are_frozen_as_norms_are(name):
+    x = torch.rand(2, 6, 4, 4)
+    for bn in ("frozen", "batch"):
+        chain = set_trainable(with_block(Average(name)), ["block2"], bn).train()
+        chain.part("block2")(x)
+        moved = 0.1 * chain.part("block2").conv(x).mean((0, 2, 3)) * (bn == "batch")
+        torch.testing.assert_close(getattr(chain.part("block2"), name), moved)
+    vectors = with_block(nn.utils.parametrizations.spectral_norm(nn.Conv2d(6, 6, 1)))
+    before = state(set_trainable(vectors, ["block2"], "frozen").train())
+    vectors.part("block2")(x)
+    assert not changed(before, state(vectors))
+
+
+def test_buffers_that_move_in_eval_mode_are_refused():
+    chain = without_dropout(with_block(Average("average", always=True)))
+    with pytest.raises(ValueError, match="block2 of custom changes its buffers in eval mode.*only where self.training"):
+        check_still(chain, torch.randn(4, 3, 8, 8))
+
+
+@pytest.mark.parametrize("kind", ["scripted", "traced", "inside"])
+def test_torchscript_is_refused_since_it_cannot_be_frozen(kind):
+    relu = torch.jit.trace(nn.ReLU(), torch.ones(1)) if kind == "traced" else torch.jit.script(nn.ReLU())
+    with pytest.raises(TypeError, match="block2 is .*must be a torch.nn.Module in Python; .*TorchScript"):
+        with_block(nn.Sequential(relu) if kind == "inside" else relu)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+def test_weights_that_cannot_be_copied_are_refused():
+    with pytest.raises(ValueError, match="weight of block2 is computed from other weights.*parametrizations"):
+        with_block(nn.utils.weight_norm(nn.Conv2d(6, 6, 1)))
+
+
 def test_frozen_parts_stay_in_eval_mode_and_tuned_ones_obey(chain):
     set_trainable(chain, ["block2"]).train()
     assert [part.training for part in chain.parts] == [False, False, True, False, False]

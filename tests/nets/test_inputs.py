@@ -70,6 +70,11 @@ def test_what_does_not_fit_is_said_before_any_training(chain):
     check_images(vit, images, 16)
     with pytest.raises(ValueError, match=r"images of 8 pixels .*Recipe\(image_size=16\).*img_size=8 or dynamic_img_"):
         check_images(vit, images)
+    vit.num_features = 5
+    vit.tail = torch.nn.Linear(9, 5)  # no size would help
+    with pytest.raises(ValueError, match="can't take images of 16 pixels") as raised:
+        check_images(vit, images, 16)
+    assert "image_size" not in str(raised.value)
 
 
 def test_the_cost_of_large_images_is_said_unless_their_size_was_asked_for():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pandas as pd
 import torch
@@ -237,7 +238,7 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
     "export_merged": lambda m: dict(net=m.merged, path=m.path("merged.pt2"), image_size=8),
     "optimize": lambda m: dict(net=m.merged),
     "from_hub": lambda m: dict(repo_id=m.repository(), backbone=m.source_chain),
-    "push_to_hub": lambda m: None,  # needs the network
+    "push_to_hub": lambda m: None,
     "write_repository": lambda m: dict(tuned=m.tuned, folder=m.path("written")),
     "prune_backbone": lambda m: dict(backbone=m.source_chain, blocks=["block3"], ratio=0.5),
     "prune_blocks": lambda m: dict(tuned=m.tuned, ratio=0.5),
@@ -437,6 +438,42 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
 
 
 # ---------------------------------------------------------------- wrong calls
+
+#: what has no error of ours, and why: (name, parameter)
+ALLOWED = {
+    ("Chain.forward", "x"): "a module's forward: checks would cost every call, and break torch.export and compilation",
+    ("active_learning", "records"): "any text but an empty one is the path of a file, which is made",
+    ("push_to_hub", None): "needs the network",
+}
+
+
+@dataclass(frozen=True)
+class WrongCall:
+    """A right call but for one value."""
+
+    public: Public
+    parameter: str
+    value: object
+
+    def __str__(self) -> str:
+        return f"{self.public.name}({self.parameter}={shown(self.value)})"
+
+    def fault(self, material: Material) -> str:
+        """What is wrong with how it is refused, or nothing; no optimizer can be made, so that no work begins."""
+
+        def begun(*args: object, **kwargs: object) -> None:
+            raise AssertionError("a training began")
+
+        right = RIGHT[self.public.name](material)
+        with mock.patch.object(torch.optim.Optimizer, "__init__", begun):
+            return verdict(self.public, right | {self.parameter: self.value}, self.parameter)
+
+
+def wrong_calls() -> list[WrongCall]:
+    """All of them, but for those that are `ALLOWED`."""
+    surely = (public for public in surface() if (public.name, None) not in ALLOWED)
+    pairs = ((public, name) for public in surely for name in public.parameters if (public.name, name) not in ALLOWED)
+    return [WrongCall(public, name, value) for public, name in pairs for value in nonsense(public, name)]
 
 
 def nonsense(public: Public, parameter: str) -> list[object]:

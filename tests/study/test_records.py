@@ -148,11 +148,20 @@ def newer_store(path: Path) -> None:
         connection.execute("PRAGMA user_version = 99")
 
 
+def changed_store(path: Path, change: str) -> None:
+    Records(path).close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"ALTER TABLE scores {change}")
+
+
 FOREIGN = {
     "text": (lambda path: path.write_text("not a database " * 100), "is not a records file"),
     "another database": (foreign_database, "recipes_for_cakes"),
     "a newer version": (newer_store, "version 99; this package reads up to 2"),
-    "a folder": (Path.mkdir, "is not a records file"),
+    "a lost column": (lambda path: changed_store(path, "DROP COLUMN loss"), "missing or unknown are loss"),
+    "a column more": (lambda path: changed_store(path, "ADD COLUMN mark"), "missing or unknown are mark"),
+    "a folder": (Path.mkdir, "is not a records file but a folder"),
+    "a pipe": (os.mkfifo, "is not a records file but a pipe"),
 }
 
 
@@ -160,10 +169,11 @@ FOREIGN = {
 def test_foreign_files_are_refused_and_left_alone(tmp_path, make, message):
     path = tmp_path / "r.sqlite"
     make(path)
-    before = None if path.is_dir() else path.read_bytes()
-    with pytest.raises(ValueError, match=message):
-        Records(path)
-    assert path.is_dir() or path.read_bytes() == before
+    before = path.read_bytes() if path.is_file() else None
+    for readonly in (False, True):
+        with pytest.raises(ValueError, match=message):
+            Records(path, readonly=readonly)
+    assert before is None or path.read_bytes() == before
 
 
 WRITER = """
