@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from subtuning_lab.inference.merge import MergedNetwork, shell
-from subtuning_lab.inference.preparation import NetworkInput, trained_size
+from subtuning_lab.inference.preparation import NetworkInput, random_images, trained_size
 from subtuning_lab.nets.chain import Chain
 from subtuning_lab.nets.fuse import fold_batchnorm
 from subtuning_lab.utils.files import replacing
@@ -220,8 +220,7 @@ def _random_images(net: nn.Module, batch_size: int, size: int | tuple[int, int] 
     if size is None:
         size = trained_size(net) or next(m for m in net.modules() if isinstance(m, Chain)).input_size[1:]
     height, width = size if isinstance(size, tuple | list) else (size, size)
-    images = torch.rand(batch_size, 3, height, width, generator=torch.Generator().manual_seed(0))
-    return images.to(next(m for m in net.modules() if isinstance(m, Chain | NetworkInput)).mean)
+    return random_images(batch_size, height, width).to(next(m for m in net.modules() if isinstance(m, Chain | NetworkInput)).mean)
 
 
 def _inputs(net: nn.Module, paths: Iterable[str], images: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from subtuning_lab.inference.preparation import trained_size
+from subtuning_lab.inference.preparation import random_images, trained_size
 from subtuning_lab.utils.containers import Mapped
 from subtuning_lab.utils.validation import Is, OneOf, Rule, Sides, Whole, checked, shown
 
@@ -170,7 +170,7 @@ class _Plan:
         known = (self.image_size, *map(trained_size, nets.values()), _PAPERS_SIZE)
         size = next(size for size in known if size is not None)
         height, width = size if isinstance(size, tuple | list) else (size, size)
-        images = torch.rand(self.batch_size, 3, height, width, generator=torch.Generator().manual_seed(0))
+        images = random_images(self.batch_size, height, width)
         ready = {name: self._on_device(net) for name, net in nets.items()}
         inputs = {name: images.to(_weight(net)) for name, net in ready.items()}
         times: dict[str, list[float]] = {name: [] for name in nets}

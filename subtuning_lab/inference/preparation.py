@@ -17,6 +17,7 @@ from subtuning_lab.data.arrays import as_images, check_values, image_batch
 from subtuning_lab.data.augment import resize_to
 from subtuning_lab.data.images import StreamedImages, decode_images, item_size
 from subtuning_lab.utils.containers import Numbers
+from subtuning_lab.utils.memory import free_main_memory
 from subtuning_lab.utils.validation import Several, Sides, Whole, checked, shown
 
 Images = torch.Tensor | np.ndarray | StreamedImages | str | Path | Sequence[str | Path]
@@ -171,6 +172,15 @@ class NetworkInput(nn.Module):
             self._warned = True
             trained = f"those of training were {_across(self.preparation.crop_size)}"
             warnings.warn(f"images are {height} x {width}, {trained}; prepare() brings others to that", stacklevel=2)
+
+
+def random_images(batch_size: int, height: int, width: int) -> torch.Tensor:
+    """Images in [0, 1], the same ones in every call. Raises ValueError where memory would not hold them."""
+    needed, free = 12 * batch_size * height * width, free_main_memory()
+    if needed > free:
+        told = f"{batch_size} images of {height} x {width} take {needed / 2**30:,.0f} GB; {free / 2**30:,.0f} are free"
+        raise ValueError(f"{told}: give a smaller batch_size or image_size")
+    return torch.rand(batch_size, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
 def trained_size(net: nn.Module) -> Size | None:

@@ -38,6 +38,12 @@ def test_what_is_run():
     assert measure_latency(net, (8, 12), runs=1, warmup=0).n == 1 and net.calls[-1][1].shape == (1, 3, 8, 12)
 
 
+@pytest.mark.parametrize("wanted", [{"batch_size": 10**9}, {"image_size": 10**6}])
+def test_images_that_no_memory_holds_are_refused(wanted):
+    with pytest.raises(ValueError, match=r"images of .* GB; .* are free: give a smaller batch_size or image_size"):
+        measure_latency(tiny_chain(), **{"image_size": 8} | wanted)
+
+
 def test_images_are_of_the_size_that_prepare_gives():
     task = tuned(tiny_chain(), ["block1"], crop_size=(8, 24), image_size=8)
     for net in (task.network(), merge_tasks(task.backbone, {"a": task}), optimize(task.network())):
