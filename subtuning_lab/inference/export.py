@@ -220,7 +220,8 @@ def _random_images(net: nn.Module, batch_size: int, size: int | tuple[int, int] 
     if size is None:
         size = trained_size(net) or next(m for m in net.modules() if isinstance(m, Chain)).input_size[1:]
     height, width = size if isinstance(size, tuple | list) else (size, size)
-    return random_images(batch_size, height, width).to(next(m for m in net.modules() if isinstance(m, Chain | NetworkInput)).mean)
+    images = random_images(batch_size, height, width)
+    return images.to(next(m for m in net.modules() if isinstance(m, Chain | NetworkInput)).mean)
 
 
 def _inputs(net: nn.Module, paths: Iterable[str], images: torch.Tensor) -> dict[str, torch.Tensor]:

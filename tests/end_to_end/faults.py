@@ -170,11 +170,11 @@ class Scene:
         shutil.copy(self.whole, path)
         return path
 
-    def ends_well(self, path: Path, rounded: bool = False) -> str:
+    def ends_well(self, path: Path) -> str:
         """Resumes the work; what is wrong with its end, or nothing."""
         if run(lambda: work(path), self.log) != 0:
             return f"does not resume: {last_line(self.log)}"
-        return "" if same(rows_of(path), self.reference, rounded) else "another table"
+        return "" if same(rows_of(path), self.reference) else "another table"
 
 
 # ---------------------------------------------------------------- kills
@@ -659,13 +659,14 @@ def shortage(scene: Scene, n: int) -> Iterator[Outcome]:
     noted = scene.folder / "sites.json"
 
     def disturbed(path: Path, at: int | None) -> None:
-        scored = study(path)
+        scored = study(path, seeds=(0,))
         try:
             with Shortage(at) as mode:
                 lab.finetuning_profile(scored)
             noted.write_text(json.dumps(mode.sites))
         except (RuntimeError, MemoryError) as error:
             assert str(error).startswith("not enough memory"), repr(error)
+        lab.finetuning_profile(study(path, seeds=(0,)))
 
     assert run(lambda: disturbed(scene.path("measured"), None), scene.log) == 0, scene.log.read_text()
     sites = json.loads(noted.read_text())
@@ -675,8 +676,10 @@ def shortage(scene: Scene, n: int) -> Iterator[Outcome]:
     for site in chosen:
         path, at = scene.path("short"), scene.chance.choice(sites[site])
         good = run(lambda path=path, at=at: disturbed(path, at), scene.log) == 0
-        wrong = scene.ends_well(path, rounded=True)  # a pass that is split, or stores no trunk, rounds otherwise
-        outcome.note(good and not wrong, f"{site}, allocation {at}: {wrong or last_line(scene.log)}")
+        rows = rows_of(path)  # a pass that is split, or stores no trunk, rounds otherwise
+        good_rows = len(rows) == len(scene.reference) // 2 and same(rows, scene.reference.loc[rows.index], rounded=True)
+        wrong = last_line(scene.log) if not good else "" if good_rows else "another table"
+        outcome.note(not wrong, f"{site}, allocation {at}: {wrong}")
     yield outcome
 
 
