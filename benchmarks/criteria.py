@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=1000, help="of folders; other tasks have all of theirs")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--left-out", action="append", default=[], help="a criterion that would take long, e.g. ntk")
     parser.add_argument("--device")
     parser.add_argument("--records", type=Path, default=Path("criteria.sqlite"))
     parser.add_argument("--out", type=Path, default=Path("criteria"))
@@ -52,7 +54,7 @@ def main() -> None:
             profile = lab.finetuning_profile(study)
             print(f"{study.title}: best {profile.best()[0]}", flush=True)
         if "scores" in stages:
-            compared = lab.compare_criteria(study, scores_of(study, arguments.out / "scores"))
+            compared = lab.compare_criteria(study, scores_of(study, arguments.out / "scores", arguments.left_out))
             if "test" in stages:
                 compared = with_tests(study, compared, arguments.out / "scores", "greedy" in stages)
             tables.append(compared.assign(pair=f"{backbone} on {task}"))
@@ -73,11 +75,12 @@ def study_of(backbone: str, weights: str, task: str, arguments: argparse.Namespa
     return lab.Study(network, images, plan, folds=arguments.folds, **options)
 
 
-def scores_of(study: lab.Study, folder: Path) -> pd.DataFrame:
+def scores_of(study: lab.Study, folder: Path, left_out: Sequence[str] = ()) -> pd.DataFrame:
     """Scores by every criterion, and by the prior as far as the records have other tasks."""
     path = folder / f"{study.title.replace('/', '-')}.csv"
     if not path.exists():
-        lab.score_blocks(study, "all").to_csv(path, index=False)
+        names = [name for name in lab.criterion_names() if name not in (*left_out, "prior")]
+        lab.score_blocks(study, names).to_csv(path, index=False)
     tables = [pd.read_csv(path)]
     try:
         tables.append(lab.score_blocks(study, "prior"))

@@ -163,7 +163,9 @@ def suggest(
     study: "Study",
     budget: Annotated[float, typer.Option(help="What the choice may take, in --unit; foretold, no hard limit.")] = 60.0,
     unit: Annotated[str, typer.Option(help="seconds or flops.")] = "seconds",
-    criterion: Annotated[str, typer.Option(help="What ranks blocks that are not trained, such as cka.")] = "fisher",
+    criterion: Annotated[
+        str, typer.Option(help="What ranks blocks that are not trained, such as cka.")
+    ] = "empirical_fisher",
     as_json: Json = False,
 ) -> None:
     """Suggest the block to tune within a budget, and say how far to trust that; test images are not used."""

@@ -90,4 +90,6 @@ def _ceiling(folds: np.ndarray) -> tuple[object, ...]:
     rho = np.array([_against(one, other) for one, other in pairs])
     regrets = [b.max() - b[a.argmax()] for one, other in pairs for a, b in ((one, other), (other, one))]
     spread = float(np.std(regrets, ddof=1))
-    return CEILING, float(rho.mean()), *_quantiles(rho, [0, 1]), "", np.nan, float(np.mean(regrets)), spread, 0.5
+    known = rho[np.isfinite(rho)]
+    mean = float(known.mean()) if len(known) else np.nan
+    return CEILING, mean, *_quantiles(rho, [0, 1]), "", np.nan, float(np.mean(regrets)), spread, 0.5

@@ -25,7 +25,7 @@ from subtuning_lab.utils.containers import Either
 from subtuning_lab.utils.validation import Is, OneOf, Real, Several, Whole, checked
 
 UNITS = ("seconds", "flops")
-BY = "fisher"  # what ranks blocks where nothing can be trained
+BY = "empirical_fisher"  # what ranks blocks where nothing can be trained
 _TIMED_IMAGES = 8
 _RACED = 2.0  # full trainings that a race goes on with, see `Race`
 
