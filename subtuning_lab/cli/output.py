@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from subtuning_lab.utils.files import replacing, write_atomically
+from subtuning_lab.utils.files import expanded, replacing, write_atomically
 from subtuning_lab.utils.text import lines
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 
 def file_path(text: str) -> Path:
     """A path as typed; the shell leaves the "~" of --out=~/x as it is."""
-    return Path(text).expanduser()
+    return expanded(text)
 
 
 def check_writable(path: Path, folder: bool = False) -> Path:

@@ -19,6 +19,7 @@ from subtuning_lab.data.images import common_size, load_images
 from subtuning_lab.data.splits import Listing
 from subtuning_lab.data.task import Split, Task, warn_of_shared
 from subtuning_lab.data.torchvision_sets import PUBLISHED, VTAB, published, vtab_sized
+from subtuning_lab.utils.files import expanded
 from subtuning_lab.utils.memory import free_main_memory
 from subtuning_lab.utils.text import printable
 from subtuning_lab.utils.validation import Is, Text, Whole, checked
@@ -119,7 +120,7 @@ def _in_path(path: str, pieces: Sequence[str]) -> int:
     that is missing can be named.
     """
     for kept in range(len(pieces), -1, -1):
-        if Path(path + "".join(pieces[:kept])).expanduser().is_dir():
+        if expanded(path + "".join(pieces[:kept])).is_dir():
             return kept
     unknown = [
         number for number, piece in enumerate(pieces, start=1) if piece[1:].split("@")[0] not in corruption_names()
@@ -141,14 +142,14 @@ def list_images(
     """
     kind, _, path = base.partition(":")
     if kind in _LISTED and path:
-        return _LISTED[kind](Path(path).expanduser())
+        return _LISTED[kind](expanded(path))
     if base in DIGITS:
         return digits()
     if base in GENERATED:
         return generated(base, train_size, test_size, seed)
     if base in PUBLISHED or base in VTAB:
         root = data_dir or os.environ.get("SUBTUNING_LAB_DATA") or Path("~/.cache/subtuning_lab")
-        return (vtab_sized if base in VTAB else published)(base, Path(root).expanduser(), download, ADVICE)
+        return (vtab_sized if base in VTAB else published)(base, expanded(root), download, ADVICE)
     raise ValueError(f"unknown task {base!r}; allowed are {', '.join(task_names())}")
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from subtuning_lab import __version__
-from subtuning_lab.utils.files import replacing
+from subtuning_lab.utils.files import expanded, replacing
 from subtuning_lab.utils.hashing import hash_tensor
 from subtuning_lab.utils.validation import shown
 
@@ -65,7 +65,7 @@ def write_task(path: str | Path, weights: Weights, header: Header) -> Path:
         ValueError: another ending, or header values that JSON can't express.
         OSError: it can't be written there.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.suffix != ".safetensors":
         raise ValueError(f'path is "{path}"; a tuned task is a .safetensors file')
     tensors = {
@@ -93,7 +93,7 @@ def read_task(
         FileNotFoundError: no such file.
         ValueError: not such a file, or one that was changed since it was written.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.is_file():
         raise FileNotFoundError(f"no tuned task at {path}")
     _check_length(path)

@@ -15,7 +15,7 @@ from subtuning_lab.inference.merge import MergedNetwork, shell
 from subtuning_lab.inference.preparation import NetworkInput, random_images, trained_size
 from subtuning_lab.nets.chain import Chain
 from subtuning_lab.nets.fuse import fold_batchnorm
-from subtuning_lab.utils.files import replacing
+from subtuning_lab.utils.files import expanded, replacing
 from subtuning_lab.utils.validation import Is, OneOf, Sides, Whole, checked
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -132,7 +132,7 @@ def export_merged(
         ImportError: ONNX without the extra `onnx`.
         OSError: it can't be written there.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.suffix not in _SUFFIXES:
         raise ValueError(f'path is "{path}"; its name must end in {" or ".join(_SUFFIXES)}')
     if any(isinstance(module, PackedConv2d) for module in net.modules()):

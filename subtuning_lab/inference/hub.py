@@ -23,7 +23,7 @@ from subtuning_lab.inference.checkpoint import STORED_DTYPES
 from subtuning_lab.inference.tuned_task import TunedTask, load_tuned, show_score
 from subtuning_lab.nets.chain import Chain, in_order
 from subtuning_lab.nets.registry import BUNDLED, CIFAR_PREFIX
-from subtuning_lab.utils.files import write_atomically
+from subtuning_lab.utils.files import expanded, write_atomically
 from subtuning_lab.utils.text import markdown, printable
 from subtuning_lab.utils.validation import Is, OneOf, Text, checked, shown
 
@@ -121,10 +121,10 @@ def from_hub(
         ConnectionError: the hub can't be reached, and the repository isn't in the cache.
         ValueError: no such form of repo_id, or what `load_tuned` refuses.
     """
-    if str(repo_id) and Path(repo_id).expanduser().is_dir():  # an empty path would be the current folder
+    if str(repo_id) and expanded(repo_id).is_dir():  # an empty path would be the current folder
         if revision is not None:
             raise ValueError(f"revision is {revision!r}, but {repo_id} is a folder, which has none")
-        folder = Path(repo_id).expanduser()
+        folder = expanded(repo_id)
     else:
         _check_repo_id(repo_id)
         with _telling(repo_id, "read"):
@@ -152,7 +152,7 @@ def write_repository(
         The folder.
     """
     _check_repo_id(repo_id)
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     path = tuned.save(folder / WEIGHTS_FILE, dtype)
     write_atomically(folder / CARD_FILE, model_card(tuned, repo_id, path.stat().st_size).encode())
     return folder

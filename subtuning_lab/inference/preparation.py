@@ -17,6 +17,7 @@ from subtuning_lab.data.arrays import as_images, check_values, image_batch
 from subtuning_lab.data.augment import resize_to
 from subtuning_lab.data.images import StreamedImages, decode_images, item_size
 from subtuning_lab.utils.containers import Numbers
+from subtuning_lab.utils.files import expanded
 from subtuning_lab.utils.memory import free_main_memory
 from subtuning_lab.utils.validation import Several, Sides, Whole, checked, shown
 
@@ -203,7 +204,7 @@ def _paths(images: object) -> list[Path]:
         raise ValueError("images is empty; give at least one path")
     if not all(isinstance(path, str | os.PathLike) for path in images):
         raise TypeError(f"images is {shown(images)}; it must hold paths, or be one array or tensor")
-    return [Path(path).expanduser() for path in images]
+    return [expanded(path) for path in images]
 
 
 def _as_batch(images: object) -> object:

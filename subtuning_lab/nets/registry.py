@@ -23,6 +23,7 @@ from subtuning_lab.nets.chain import IMAGENET_MEAN, IMAGENET_STD, Chain, set_tra
 from subtuning_lab.nets.cifar_resnet import LAB_MEAN, LAB_STD, CifarResNet, lab_resnet, lab_vit
 from subtuning_lab.nets.families import FAMILIES, as_chain, features_of, readouts_of
 from subtuning_lab.nets.packaged import PACKAGED, packaged_weights
+from subtuning_lab.utils.files import expanded
 from subtuning_lab.utils.validation import SEED, Is, Real, Several, Text, checked, shown
 
 # What constructors of networks raise for arguments that make no sense.
@@ -88,7 +89,7 @@ def load_backbone(
     model, config = _create(name, pretrained, seed, model_options)
     has_readout = weights != "random"
     if not pretrained and has_readout:
-        path = Path(weights).expanduser()
+        path = expanded(weights)
         tensors = packaged_weights(name, model) if weights == "package" else _read(path)
         has_readout = _load_weights(model, name, path, tensors, drop_blocks, "img_size" in model_options)
     chain = as_chain(model, name=name, drop_blocks=drop_blocks, config=config)

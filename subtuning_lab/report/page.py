@@ -21,7 +21,7 @@ from subtuning_lab.experiments.claims import claim_cases, verdicts
 from subtuning_lab.report.html import POLICY
 from subtuning_lab.report.machine import machine_line
 from subtuning_lab.utils.containers import Table
-from subtuning_lab.utils.files import write_atomically
+from subtuning_lab.utils.files import expanded, write_atomically
 from subtuning_lab.utils.text import lines, without_colours
 from subtuning_lab.utils.validation import Is, Several, Text, Whole, checked
 
@@ -80,7 +80,7 @@ def write_section(
         "n": int(n),
         "machine": machine or machine_line(),
     }
-    path = Path(folder).expanduser() / f"{name}.json"
+    path = expanded(folder) / f"{name}.json"
     write_atomically(path.with_suffix(".png"), _png_bytes(figure))
     write_atomically(path, json.dumps(record, indent=1, allow_nan=False).encode())
     return path

@@ -10,6 +10,7 @@ from typing import Any
 
 import nbformat
 
+from subtuning_lab.utils.files import expanded
 from subtuning_lab.utils.validation import shown
 
 PRESETS = "presets.toml"
@@ -19,7 +20,7 @@ _CHECKED = {"int": int, "float": (int, float), "str": str, "bool": bool, "list":
 
 def load_preset(notebooks: str | Path, preset: str) -> dict[str, dict[str, Any]]:
     """Reads one preset, a table of parameter values per notebook stem, from `presets.toml`."""
-    path = Path(notebooks).expanduser() / PRESETS
+    path = expanded(notebooks) / PRESETS
     try:
         presets = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # no TOML, or no UTF-8

@@ -22,7 +22,7 @@ import nbformat
 from subtuning_lab.report.html import export_html
 from subtuning_lab.report.page import REPORT, build_report, read_run
 from subtuning_lab.report.presets import load_preset, settle_parameters
-from subtuning_lab.utils.files import UNFINISHED, sweep, write_atomically
+from subtuning_lab.utils.files import UNFINISHED, expanded, sweep, write_atomically
 from subtuning_lab.utils.text import lines, without_colours
 from subtuning_lab.utils.validation import Is, Several, Text, Whole, checked
 
@@ -135,7 +135,7 @@ def reproduce(
 
 def find_sections(notebooks: str | Path) -> dict[str, Path]:
     """Lists the numbered notebooks `NN_name.ipynb` and `NNb_name.ipynb` of a folder by their stems, in order."""
-    folder = Path(notebooks).expanduser()
+    folder = expanded(notebooks)
     sections = {path.stem: path for path in sorted(folder.glob("*.ipynb")) if _STEM.fullmatch(path.stem)}
     if not sections:
         raise FileNotFoundError(f"there are no notebooks named NN_name.ipynb in {folder.absolute()}")
@@ -155,7 +155,7 @@ def select_sections(notebooks: str | Path, sections: Iterable[str] = ()) -> dict
 
 def report_path(results: str | Path, preset: str) -> Path:
     """Names the report page that `reproduce` writes."""
-    return Path(results).expanduser().absolute() / preset / REPORT
+    return expanded(results).absolute() / preset / REPORT
 
 
 def fingerprint(notebook: Path, parameters: Mapping[str, Any]) -> str:

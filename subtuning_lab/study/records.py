@@ -26,7 +26,7 @@ from subtuning_lab.study.schema import (
     version_of,
     with_checksum,
 )
-from subtuning_lab.utils.files import replacing
+from subtuning_lab.utils.files import expanded, replacing
 from subtuning_lab.utils.validation import Flag, Is, Several, Text, checked
 
 Row = dict[str, Any]
@@ -71,7 +71,7 @@ class Records:
 
     @checked(path=Is((str, Path)), readonly=Flag())
     def __init__(self, path: str | Path, readonly: bool = False):
-        self.path, self.readonly = Path(path).expanduser(), readonly
+        self.path, self.readonly = expanded(path), readonly
         self._kept: dict[str, Row] = {}  # finished rows that could not be written yet
         self._memory: sqlite3.Connection | None = None
         self._options = "mode=ro" if readonly else "mode=rw"

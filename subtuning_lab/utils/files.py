@@ -11,6 +11,14 @@ from pathlib import Path
 UNFINISHED = ".unfinished"  # how the names of files end that are still being written
 
 
+def expanded(path: str | Path) -> Path:
+    """The path, with the home folder for "~". Raises FileNotFoundError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(f"{path}: there is no home folder of that name") from error
+
+
 @contextmanager
 def replacing(path: str | Path, keep: bool = False) -> Iterator[Path]:
     """A new file beside `path` to write to; it takes the place of `path` when the block ends without an error.
@@ -22,7 +30,7 @@ def replacing(path: str | Path, keep: bool = False) -> Iterator[Path]:
     Raises:
         OSError: of the kind that the system gave, with the path and what to do.
     """
-    path, part = Path(path).expanduser(), None
+    path, part = expanded(path), None
     if "\0" in str(path):
         raise ValueError(f"path is {str(path)!r}; a file's name can't hold a zero byte")
     try:

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from subtuning_lab.utils.files import UNFINISHED, replacing, sweep, write_atomically
+from subtuning_lab.utils.files import UNFINISHED, expanded, replacing, sweep, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path):
@@ -40,3 +40,12 @@ def test_sweep_takes_what_a_kill_left(tmp_path):
     (tmp_path / f".file.abc{UNFINISHED}").write_bytes(b"half")
     (tmp_path / "file").write_bytes(b"whole")
     assert len(sweep(tmp_path)) == 1 and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_names_that_no_file_can_have_are_refused_with_their_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded("~/a") == tmp_path / "a"
+    with pytest.raises(FileNotFoundError, match="~nobody-lives-here/a: there is no home folder"):
+        expanded("~nobody-lives-here/a")
+    with pytest.raises(ValueError, match=r"path is 'a\\x00b'; a file's name can't hold a zero byte"):
+        write_atomically("a\0b", b"")
