@@ -255,7 +255,7 @@ def load_tuned(path: str | Path, backbone: Chain) -> TunedTask:
             return TunedTask(
                 backbone,
                 header["blocks"],
-                _widened(weights, header["dtype"], backbone),
+                {part: {} for part in header["blocks"]} | _widened(weights, header["dtype"], backbone),
                 header["classes"],
                 **{name: header[name] for name in _IN_HEADER},
             )

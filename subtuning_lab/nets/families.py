@@ -163,7 +163,8 @@ def _cut_free(model: nn.Module, name: str, config: Mapping[str, object]) -> Chai
     except (ValueError, AttributeError) as error:
         known = ", ".join(kind.__name__ for kind in FAMILIES)
         raise TypeError(
-            f"{name} is a {type(model).__name__}, which has no chain view here: {error}. Families known: {known}. "
+            f"{name} is a {type(model).__name__}, which has no chain view here: {str(error).rstrip('.')}. "
+            f"Families known: {known}. "
             "Build one yourself: Chain(stem, blocks, tail, num_features), where tail(block_L(...block_1(stem(x)))) "
             "gives the features, or Chain.from_module by the names of its blocks"
         ) from error
@@ -198,11 +199,13 @@ def _declared(model: nn.Module) -> list[str]:
     """Names of what timm declares to be blocks or stages, or what lies in a container that is called so."""
     modules, names, specs = dict(model.named_modules()), set(), []
     for coarse in (False, True):
-        matcher = model.group_matcher(coarse=coarse) if hasattr(model, "group_matcher") else {}
-        groups = matcher.values() if isinstance(matcher, Mapping) else ()
-        specs.append(
-            [spec for group in groups for spec in ([(group, None)] if isinstance(group, str) else group or ())]
-        )
+        try:
+            groups = model.group_matcher(coarse=coarse)
+        except (AttributeError, AssertionError):  # there is none, or not of this kind
+            continue
+        specs.append([])
+        for group in groups.values() if isinstance(groups, Mapping) else ():
+            specs[-1] += [(group, None)] if isinstance(group, str) else group or ()
     for name in modules:
         owner, _, child = name.rpartition(".")
         first = [next(((p, suffix) for p, suffix in each if re.match(p, name)), (r"(?!)", None)) for each in specs]
@@ -275,7 +278,7 @@ def _cut(
 def _config(model: nn.Module) -> dict[str, object]:
     """Input size, mean and std from timm; a patch embedding that was built for another size has the last word."""
     config = resolve_model_data_config(model)
-    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    built_for = getattr(getattr(model, "patch_embed", getattr(model, "stem", None)), "img_size", None)
     return config | {"input_size": (config["input_size"][0], *built_for)} if built_for else config
 
 

@@ -60,7 +60,8 @@ class Ghost(torch.Tensor):
 
 
 def _ghost(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Ghost:
-    return Ghost(torch.empty(shape, dtype=dtype, device="meta"))
+    with _disable_current_modes():
+        return Ghost(torch.empty(shape, dtype=dtype, device="meta"))
 
 
 def _bare(leaf: object) -> object:
@@ -88,14 +89,18 @@ class _Run:
     shapes: Mapping[int, Shape] = field(default_factory=dict)
     resumed: bool = False
     seen: dict[int, Shape] = field(default_factory=dict)
+    reached: torch.Tensor | None = None
 
     def at(self, boundary: int, value: torch.Tensor) -> torch.Tensor:
         """What goes on behind a boundary."""
         if boundary == self.start:
             self.resumed = True
             return self.value
-        if boundary == self.stop:
+        if boundary == self.stop and not torch.compiler.is_exporting():
             raise _Reached(value)
+        if boundary == self.stop:  # exporters lose count of the modules that an error leaves: the rest is ghosts
+            self.reached, self.resumed = value, False
+            return _ghost(value.shape)
         self.seen[boundary] = tuple(value.shape[1:])
         return value
 
@@ -103,7 +108,8 @@ class _Run:
         """What the model gives, or what reached boundary `stop`; images are ghosts where there is a shape alone."""
         outer, _NOW.run = _NOW.run, self
         try:
-            return call(model, images if isinstance(images, torch.Tensor) else _ghost(images))
+            output = call(model, images if isinstance(images, torch.Tensor) else _ghost(images))
+            return output if self.reached is None else self.reached
         except _Reached as reached:
             return reached.args[0]
         finally:
@@ -129,13 +135,13 @@ class _Gate(nn.Module):
     def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
         """The module's output, or what the run that goes on has in its place."""
         run = _NOW.run
-        if self.leaves is not None and run.start > self.leaves:
-            return _ghost((len(run.value), *run.shapes[self.leaves]))
-        if self.leaves is not None and run.start == self.leaves:
-            return run.at(self.leaves, run.value)
         if self.enters is not None:
             value = run.at(self.enters, input_of(args, kwargs))
             args, kwargs = ((value, *args[1:]), kwargs) if args else (args, kwargs | {next(iter(kwargs)): value})
+        if self.leaves is not None and (run.start > self.leaves or run.reached is not None):
+            return _ghost((run.value.shape[0], *run.shapes[self.leaves]))
+        if self.leaves is not None and run.start == self.leaves:
+            return run.at(self.leaves, run.value)
         output = self.inner(*args, **kwargs)
         return output if self.leaves is None else run.at(self.leaves, output)
 
@@ -216,11 +222,13 @@ class Segment(nn.Module):
         height, width = plan.size
         if self.start >= 0:
             size = plan.image_size(self.start, tuple(x.shape[1:]))
-            images, shapes = (len(x), 3, *size), plan.shapes(size)
+            images, shapes = (x.shape[0], 3, *size), plan.shapes(size)
         elif plan.of_tokens and x.shape[-2] * width != x.shape[-1] * height:
             raise ValueError(
                 f"images are {x.shape[-2]} x {x.shape[-1]}; their sides must be to each other as {plan.size}"
             )
+        if torch.compiler.is_exporting() and not shapes:
+            shapes = plan.shapes(tuple(x.shape[-2:]))
         return _Run(self.start, self.start + 1, x, shapes, resumed=self.start < 0).of(plan.call, self.model, images)
 
 

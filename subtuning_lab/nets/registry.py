@@ -132,12 +132,16 @@ def check_backbone(name: str, seed: int = 0, **model_options: object) -> dict[st
         if not torch.equal(features, expected):
             raise TypeError(f"the chain of {name} computes something else on images of {tuple(images.shape[2:])}")
         sizes.append(tuple(images.shape[2:]))
-    images, apart = torch.randn(2, *chain.input_size, generator=generator).double(), 0.0
+    images, apart = torch.randn(2, *chain.input_size, generator=generator).double(), []
     call(model.double(), images).square().sum().backward()
-    set_trainable(chain.double(), "all")(images).square().sum().backward()
-    for parameter in (p for part in chain.parts for p in part.parameters() if p.grad is not None):
-        wanted = model.get_parameter(names[id(parameter)]).grad
-        apart = max(apart, float((parameter.grad - wanted).abs().max() / wanted.abs().max().clamp(1e-30)))
+    set_trainable(chain.double().eval(), "all")(images).square().sum().backward()
+    for parameter in (parameter for part in chain.parts for parameter in part.parameters()):
+        own, wanted = parameter.grad, model.get_parameter(names[id(parameter)]).grad
+        if own is not None and wanted is not None:
+            apart.append(float((own - wanted).abs().max() / wanted.abs().max().clamp(1e-30)))
+        elif own is not wanted:
+            raise TypeError(f"only one of {name} and its chain has a gradient of {names[id(parameter)]}")
+    apart = float(torch.tensor(apart).max())
     if not apart < 1e-9:
         raise TypeError(f"the gradients of {name}'s chain are {apart:.1g} from the model's, relative to the largest")
     facts = {"class": type(model).__name__, "blocks": chain.block_names, "num_features": chain.num_features}

@@ -77,6 +77,14 @@ def test_debug_shows_the_error_itself(notebooks):
     assert isinstance(told.exception, FileNotFoundError)
 
 
+def test_backbones_check_says_whether_a_network_is_a_chain():
+    facts = json.loads(call("backbones", "--check", "lab-resnet", "--json").stdout)
+    assert facts["blocks"][0] == "layer1.0" and facts["sizes"] == [[32, 32], [64, 64]] and facts["gradient"] < 1e-9
+    assert "lab-resnet (CifarResNet) works: 9 blocks, layer1.0 to layer3.2, 64 features" in call(
+        "backbones", "--check", "lab-resnet"
+    ).stdout.replace("\n", " ")
+
+
 @pytest.mark.parametrize("command", ["backbones", "tasks"])
 def test_names_are_listed_for_people_and_machines(command):
     names = json.loads(call(command, "--json").stdout)

@@ -1,11 +1,14 @@
 """The chain view computes exactly what the model does, for every family, and loses nothing of it."""
 
 import copy
+import inspect
 from dataclasses import replace
 
 import pytest
 import timm
 import torch
+import torchvision
+from safetensors.torch import save_file
 from timm.models.convnext import ConvNeXt
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.efficientnet import EfficientNet
@@ -20,8 +23,9 @@ from subtuning_lab.data.task import Task
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.nets.chain import set_trainable
 from subtuning_lab.nets.cifar_resnet import CifarResNet
-from subtuning_lab.nets.families import FAMILIES, as_chain
-from subtuning_lab.nets.registry import load_backbone
+from subtuning_lab.nets.families import FAMILIES, TORCHVISION, as_chain
+from subtuning_lab.nets.ghosts import _Gate
+from subtuning_lab.nets.registry import check_backbone, load_backbone
 from subtuning_lab.study.study import Study
 from tests.helpers import randomize_norms
 
@@ -201,3 +205,65 @@ def test_a_vision_transformer_works_through_a_study():
     study = Study(chain, task, Recipe(epochs=1, batch_size=8), folds=2, device="cpu", progress=False)
     table = study.scores([[], [chain.block_names[0]], "all"])
     assert len(table) == 6 and table["accuracy"].between(0, 1).all() and table["loss"].notna().all()
+
+
+# name, options, blocks, first block, sizes: proposals, of whole stages and of blocks that take more than one tensor
+PROPOSED = {
+    "test_byobnet": (TINY_CNN, 4, "stages.0.0", [(64, 64), (96, 96)]),
+    "test_mambaout": (TINY_CNN, 6, "stages.0.blocks.0", [(64, 64), (96, 96)]),
+    "eva02_tiny_patch14_224": (TINY_VIT, 3, "blocks.0", [(32, 32)]),
+    "xcit_nano_12_p16_224": (
+        {"img_size": 32, "embed_dim": 32, "depth": 3, "num_heads": 2},
+        5,  # two of the class token among them
+        "blocks.0",
+        [(32, 32), (64, 64)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROPOSED)
+def test_a_timm_model_of_no_family_is_cut_where_timm_declares_blocks(name):
+    options, n_blocks, first, sizes = PROPOSED[name]
+    facts = check_backbone(name, **options)
+    assert (len(facts["blocks"]), facts["blocks"][0], facts["sizes"]) == (n_blocks, first, sizes)
+    assert facts["gradient"] < 1e-12
+
+
+def test_a_chain_that_computes_something_else_is_refused(monkeypatch):
+    """A gate that lets a little more through than it should."""
+    original = _Gate.forward
+    monkeypatch.setattr(_Gate, "forward", lambda self, *args: 1.001 * original(self, *args))
+    with pytest.raises(TypeError, match="features differ from the model's by up to"):
+        load_backbone("xcit_nano_12_p16_224", weights="random", **PROPOSED["xcit_nano_12_p16_224"][0])
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"])
+def test_torchvisions_networks_are_theirs(name, tmp_path):
+    """The chain of a saved state dict is torchvision's model before its last layer, with its own normalization."""
+    torch.manual_seed(1)
+    model = torchvision.models.get_model(name, weights=None).eval()
+    randomize_norms(model)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    chain = load_backbone(f"torchvision:{name}", tmp_path / "w.safetensors")
+    published = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    assert chain.mean.flatten().tolist() == pytest.approx(published.mean)
+    assert chain.std.flatten().tolist() == pytest.approx(published.std)
+    assert chain.input_size == (3, *published.crop_size * 2)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        logits = chain(images) if chain.source_head is None else chain.source_head(chain(images))
+        assert torch.equal(logits, model(images))
+    assert (chain.source_head is None) == (name == "squeezenet1_1")
+
+
+def test_names_and_weights_of_torchvision_are_checked():
+    with pytest.raises(ValueError, match=r"no classifier 'resnet51'; did you mean .*resnet50"):
+        load_backbone("torchvision:resnet51", weights="random")
+    with pytest.raises(ValueError, match=r'"random", a path, or IMAGENET1K_V1, IMAGENET1K_V2'):
+        load_backbone("torchvision:resnet50", weights="IMAGENET1K_V3")
+
+
+def test_every_classifier_of_torchvision_has_a_row():
+    builders = map(torchvision.models.get_model_builder, torchvision.models.list_models(torchvision.models))
+    kinds = {inspect.signature(builder).return_annotation for builder in builders}
+    assert {getattr(kind, "__name__", kind) for kind in kinds} == {kind.__name__ for kind in TORCHVISION}
