@@ -9,7 +9,8 @@ from torch import nn
 
 from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.engine.trainable import plain_part, tune_parts
-from subtuning_lab.nets.chain import Chain, copy_weights, examine_parts, fork_of, freeze_statistics, in_order
+from subtuning_lab.nets.chain import Chain, copy_weights, fork_of, freeze_statistics, in_order
+from subtuning_lab.nets.cut import examine_parts
 from subtuning_lab.nets.fuse import fold_batchnorm, fuse_relu
 
 Trunk = Mapping[int, torch.Tensor]  # position of a part -> its input (batch, ...)

@@ -13,7 +13,8 @@ from torch import nn
 from subtuning_lab.inference.preparation import Images, NetworkInput, Preparation, Size
 from subtuning_lab.inference.schedule import TRUNK, plan_rows
 from subtuning_lab.inference.tuned_task import TunedTask
-from subtuning_lab.nets.chain import Chain, examine_parts
+from subtuning_lab.nets.chain import Chain
+from subtuning_lab.nets.cut import examine_parts
 from subtuning_lab.nets.narrow import narrowed
 from subtuning_lab.utils.containers import Mapped
 from subtuning_lab.utils.validation import Flag, Is, Text, checked

@@ -266,31 +266,6 @@ def fork_of(backbone: Chain, blocks: Iterable[str]) -> int:
     return min((i for i, name in enumerate(backbone.part_names) if name in subset), default=len(backbone.part_names))
 
 
-def examine_parts(parts: Mapping[str, nn.Module], example: torch.Tensor) -> tuple[frozenset[int], list[str]]:
-    """What frozen parts do besides computing.
-
-    Args:
-        parts: in the network's order, in eval mode.
-        example: two or more normalized images (batch, 3, height, width).
-
-    Returns:
-        Positions of parts that write into their input, and names of parts in which an image's output depends on its
-        neighbours in the batch, far beyond rounding (which is coarse in TF32).
-    """
-    in_place, mixing = set(), []
-    with torch.no_grad():
-        for position, (name, part) in enumerate(parts.items()):
-            x, first = example.clone(), example[:1].clone()
-            before = x._version
-            output = part(x)
-            if x._version > before:
-                in_place.add(position)
-            if (part(first) - output[:1]).abs().amax() > 1e-2 * output.abs().amax():
-                mixing.append(name)
-            example = output
-    return frozenset(in_place), mixing
-
-
 def copy_weights(parts: Mapping[str, nn.Module]) -> dict[str, dict[str, torch.Tensor]]:
     """Copies of all weights and buffers of some modules on the CPU: module name -> tensor name -> tensor."""
     return {

@@ -219,6 +219,31 @@ def whole_units(trace: Trace, units: Mapping[str, Sequence[str]]) -> dict[str, S
     return {name: unit[: max(ends[name], default=0) + 1] for name, unit in units.items()}
 
 
+def examine_parts(parts: Mapping[str, nn.Module], example: torch.Tensor) -> tuple[frozenset[int], list[str]]:
+    """What frozen parts do besides computing.
+
+    Args:
+        parts: in the network's order, in eval mode.
+        example: two or more normalized images (batch, 3, height, width).
+
+    Returns:
+        Positions of parts that write into their input, and names of parts in which an image's output depends on its
+        neighbours in the batch, far beyond rounding (which is coarse in TF32).
+    """
+    in_place, mixing = set(), []
+    with torch.no_grad():
+        for position, (name, part) in enumerate(parts.items()):
+            x, first = example.clone(), example[:1].clone()
+            before = x._version
+            output = part(x)
+            if x._version > before:
+                in_place.add(position)
+            if (part(first) - output[:1]).abs().amax() > 1e-2 * output.abs().amax():
+                mixing.append(name)
+            example = output
+    return frozenset(in_place), mixing
+
+
 def _owners(trace: Trace, times: Sequence[int], names: Sequence[str]) -> list[set[int]]:
     """For each part the ids of the parameters and buffers that it uses first. Raises for shared parameters."""
     owners, parameters = [set() for _ in names], {id(p): name for name, p in trace.model.named_parameters()}
