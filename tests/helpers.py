@@ -1,5 +1,8 @@
 """Small networks and tasks that the tests share."""
 
+from collections.abc import Iterable
+
+import numpy as np
 import torch
 from torch import nn
 
@@ -58,3 +61,33 @@ def tiny_task(n: int = 24, classes: int = 3, n_test: int = 12, seed: int = 0, te
     """A task of `tiny_split`s, named "tiny"."""
     names = tuple("abcdefgh"[:classes])
     return Task("tiny", names, tiny_split(n, classes, seed=seed), tiny_split(n_test, classes, seed=test_seed))
+
+
+def own_blocks(*blocks: nn.Module) -> Chain:
+    """The stem and tail of a `tiny_chain` around other blocks, float64."""
+    plain = tiny_chain()
+    torch.manual_seed(0)
+    return Chain(plain.stem, list(blocks), plain.tail, plain.num_features, input_size=(3, 8, 8)).double()
+
+
+def readout(width: int, classes: int = 4, seed: int = 0, **options) -> nn.Linear:
+    """A random readout, float64."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Linear(width, classes, dtype=torch.float64, **options)
+
+
+class Forbidden:
+    """Stands where the test split was; whoever asks for anything of it fails."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"selection read test.{name}")
+
+    def __len__(self):
+        return 12
+
+
+def unit_directions(n: int, radii: Iterable[float]) -> np.ndarray:
+    """Points (n * len(radii), 2) on circles."""
+    angles = np.arange(n) * 2 * np.pi / n
+    return np.concatenate([r * np.stack([np.cos(angles), np.sin(angles)], 1) for r in radii])

@@ -29,7 +29,6 @@ class SourceNetwork:
         statistics: of BatchNorm: "source" leaves the network as it is; "target" takes mean and variance of the new
             training images.
         prior: with "target", the source's statistics count as much as so many images do; at least 0.
-
     Source: Schneider et al. 2020; Nado et al. 2020 (prior 0). Deviation: the statistics are of the training images,
         taken once, and not of the images that are to be classified.
     """
@@ -87,7 +86,7 @@ class FittedSource:
         return logits_of(network, split.images, device=chain.mean.device)
 
 
-@checked(backbone=Is(Chain), images=Is((torch.Tensor, StreamedImages)), prior=Real(0), image_size=Whole(1).or_none())
+@checked(images=Is((torch.Tensor, StreamedImages)), prior=Real(0), image_size=Whole(1).or_none())
 @torch.no_grad()
 def with_statistics(
     backbone: Chain, images: torch.Tensor | StreamedImages, prior: float = 0.0, image_size: int | None = None
@@ -100,10 +99,8 @@ def with_statistics(
     Args:
         images: uint8 (n, 3, H, W), not augmented.
         prior: the source's statistics count as much as so many images do; at least 0.
-
     Raises:
         ValueError: a BatchNorm to which a batch brings one value per channel, which has no variance.
-
     Source: Schneider et al. 2020, whose layer mixes with weights prior : number of images.
     """
     network, weight = frozen_copy(backbone), prior / (prior + len(images))
@@ -134,7 +131,7 @@ def with_statistics(
     return network
 
 
-@checked(backbone=Is(Chain), task=Is(Task))
+@checked
 def with_readout_of(backbone: Chain, task: Task) -> Chain:
     """A copy of the backbone whose pretrained readout has the task's classes only, the first of those that it has.
 

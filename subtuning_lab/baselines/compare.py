@@ -116,13 +116,11 @@ def compare_methods(
         test: whether to train each on all training images and score it on the test split, once per seed.
         also_on: images that the tested trainings are scored on as well; see `Study.accuracy_on`.
         seed: of the random subsets.
-
     Returns:
         One row per method: `method`; `blocks`; `params` without readout; `accuracy`, `std` and `n` over folds and
         seeds; `subsets` scored to choose; `trainings`, `seconds` and `flops` spent on the folds; `settings`, those
         chosen; and with `test`, `test_accuracy` and `test_std` over `test_n` seeds, with `also_on` also
         `also_accuracy`. For random subsets all means and standard deviations are over the draws, of each draw's mean.
-
     Raises:
         ValueError: an unknown method, or one that needs `chosen` where there is none.
     """
@@ -174,7 +172,7 @@ def stages(block_names: Sequence[str], count: int = 4) -> list[tuple[str, ...]]:
     return [tuple(map(str, part)) for part in np.array_split(list(block_names), min(count, len(block_names)))]
 
 
-@checked(study=Is(Study), like=BlocksRule(), draws=Whole(1), by=OneOf(("size", "parameters")), seed=Whole())
+@checked(like=BlocksRule(), draws=Whole(1), by=OneOf(("size", "parameters")), seed=Whole())
 def random_subsets(study: Study, like: Sequence[str], draws: int, by: str, seed: int = 0) -> list[tuple[str, ...]]:
     """Different random subsets of blocks, as a control for a chosen one.
 
@@ -200,7 +198,7 @@ def random_subsets(study: Study, like: Sequence[str], draws: int, by: str, seed:
     return [tuple(name for name, tuned in zip(names, row, strict=True) if tuned) for row in different[:draws]]
 
 
-@checked(study=Is(Study))
+@checked
 def grid_caption(study: Study) -> str:
     """What every method chose from, in words for a table's caption."""
     tried = {

@@ -42,7 +42,6 @@ class Head2Toe:
             would leave no feature at all.
         scaling: "image" gives every image's features of one part norm 1, so that a narrow part's are large and soon
             chosen; "part" gives each part's features variance 1 in the mean, so that widths don't matter.
-
     Source: Evci, Dumoulin, Larochelle, Mozer, "Head2Toe" (ICML 2022). Deviations: outputs of the chain's parts are the
         features, none from inside a block, and all parts are pooled to one size; the group lasso is of squared error on
         one-hot labels, with a penalty relative to the largest useful one, not of cross-entropy by gradient descent;
@@ -167,7 +166,6 @@ def relevance(features: np.ndarray, labels: np.ndarray, sparsity: float) -> np.n
         features: (n, features), on comparable scales.
         labels: int64 (n,).
         sparsity: the lasso's penalty over the smallest one that leaves no feature.
-
     Returns:
         Scores (features,): of weight minus gradient, over the classes, the norm. It is above the penalty exactly for
         features with weights that are not zero, so that these come first; below it, it is what lacks to enter.

@@ -22,29 +22,26 @@ from subtuning_lab.study.study import Blocks, Study
 from subtuning_lab.utils.containers import Table
 from subtuning_lab.utils.hashing import fingerprint_of
 from subtuning_lab.utils.random import Stream, seeded
-from subtuning_lab.utils.validation import Is, Real, Several, checked
+from subtuning_lab.utils.validation import Real, Several, checked
 
 ALPHAS: tuple[float, ...] = tuple(step / 10 for step in range(11))
 _ALPHA, _CURVE = Real(0, 1), Table(("images",), ("alpha", "accuracy"))
 
 
-@checked(tuned=Is(TunedTask), alpha=_ALPHA)
+@checked(alpha=_ALPHA)
 def interpolate(tuned: TunedTask, alpha: float) -> TunedTask:
     """The task with its tuned blocks at (1 - alpha) pretrained + alpha tuned.
 
     Args:
         tuned: the tuned task; it is not changed.
         alpha: 0 gives the pretrained blocks, 1 the tuned ones, both bit for bit.
-
     Returns:
         A task with the same blocks, without scores, `alpha` in its provenance. Floating buffers (BatchNorm's running
         statistics) are interpolated like weights; whole numbers are the tuned task's. The readout is interpolated
         where it started from the pretrained one (`head_start="source"`); a new readout has no pretrained value, and
         stays the tuned one at every alpha.
-
     Raises:
         ValueError: blocks that started at random weights, or ones of other shapes than the pretrained blocks.
-
     Source: Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT, 2022), who interpolate all weights;
         here only the subset has two ends.
     """
@@ -122,7 +119,7 @@ class FittedInterpolation:
         return logits_of(self.tuned.network(), split.images)
 
 
-@checked(study=Is(Study), clean=Is(Split), alphas=Several(_ALPHA))
+@checked(alphas=Several(_ALPHA))
 def interpolation_curve(study: Study, blocks: Blocks, clean: Split, alphas: Sequence[float] = ALPHAS) -> pd.DataFrame:
     """Accuracy along the way from the pretrained blocks to the tuned ones, on the task and on other images.
 
@@ -132,7 +129,6 @@ def interpolation_curve(study: Study, blocks: Blocks, clean: Split, alphas: Sequ
         blocks: the tuned subset.
         clean: images with the same classes, e.g. from before the shift, for networks tuned on all training images.
         alphas: points of the way, in [0, 1].
-
     Returns:
         One row per alpha, seed and measurement: `alpha`, `images` ("target": validation images of one of the study's
         folds; "clean"), `fold` (missing for "clean"), `seed`, `accuracy`. An alpha may be chosen by the rows of
@@ -151,7 +147,7 @@ def interpolation_curve(study: Study, blocks: Blocks, clean: Split, alphas: Sequ
     return table[columns].astype({"fold": "Int64"}).reset_index(drop=True)
 
 
-@checked(study=Is(Study), alphas=Several(_ALPHA))
+@checked(alphas=Several(_ALPHA))
 def interpolated(study: Study, blocks: Blocks, alphas: Sequence[float] = ALPHAS) -> list[Interpolated]:
     """The methods of `interpolation_curve`, one per different alpha, from 0 to 1: what `study.test` takes."""
     names, recipe, latest = in_order(study.backbone, blocks), study.recipe_of(blocks), Latest()
@@ -164,7 +160,6 @@ def summarize_interpolation(table: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         table: of `interpolation_curve`; several, e.g. of repetitions, may stand below each other.
-
     Returns:
         `alpha`, `images`, `accuracy`, `std`, `n`.
     """

@@ -36,7 +36,6 @@ def augment(images: torch.Tensor, name: str, size: int | None, generator: torch.
         name: one of `AUGMENTATIONS`.
         size: height and width of the result in pixels; None keeps the images' own.
         generator: the only source of chance; on the CPU, so that every device draws the same views.
-
     Returns:
         Float (batch, 3, size, size).
     """

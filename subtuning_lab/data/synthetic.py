@@ -65,7 +65,6 @@ def affine_grid(
         scales: Smallest and largest scale.
         shift: Largest shift along each axis.
         shear: Largest shear.
-
     Returns:
         Coordinates u and v in the frame of the shape, each (n, 32, 32).
     """
@@ -106,7 +105,6 @@ def glyph_masks(
         generator: Source of the random numbers.
         jitter: Standard deviation of each control point's displacement.
         rotation: Largest rotation in radians.
-
     Returns:
         Masks (n, 32, 32).
     """
@@ -218,7 +216,6 @@ def paint(masks: Tensor, generator: Generator) -> Tensor:
     Args:
         masks: Shapes (n, 32, 32) in [0, 1].
         generator: Source of the random numbers.
-
     Returns:
         Images uint8 (n, 3, 32, 32).
     """

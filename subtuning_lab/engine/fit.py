@@ -97,10 +97,8 @@ def fit_together(
             container. Candidates that don't fit together go into further passes, with the same numbers.
         on_step: called with the number of candidates trained by one step; it may raise to stop the training.
         on_pass: called with the finished fits of each pass, by their place in `subsets`, before the next one starts.
-
     Returns:
         One `Fit` per subset, in their order.
-
     Raises:
         ValueError, TypeError: unknown blocks, engine, labels out of range, recipes that can't share a pass or find
             nothing to train.

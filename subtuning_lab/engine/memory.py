@@ -46,7 +46,7 @@ class Prepared:
         backbone: on the device to train on. Later changes of it are not seen.
     """
 
-    @checked(backbone=Is("Chain"))
+    @checked
     def __init__(self, backbone: Chain):
         with memory_for(f"a copy of {backbone.name}"):
             self.backbone = without_dropout(backbone)

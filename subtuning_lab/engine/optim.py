@@ -74,7 +74,6 @@ def scale_by_relative_gradients(optimizer: torch.optim.Optimizer, losses: Iterab
     Args:
         optimizer: groups with a `family` are scaled, each family by itself.
         losses: of a few batches at the start of an epoch, each summed over the candidates.
-
     Source: surgical finetuning's Auto-RGN: per tensor, over 5 batches, anew in every epoch, BatchNorm left out and the
         readout included. There is no word on tensors of zeros there. The batches are the epoch's first.
     """

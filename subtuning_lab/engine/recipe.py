@@ -54,7 +54,6 @@ class Recipe:
         head_depth: linear layers of the readout, ReLU between them; hidden ones are as wide as the features.
         class_weights: "balanced" counts an image's training loss n / (classes * images of its class) times, with the
             classes that occur among the n training images, so that each class has the same say; or "none".
-
     Source: PAPER "SubTuning"; from `params` on they are the baselines' (BitFit, LoRA, IA3, layer-wise decay, surgical
         finetuning's Auto-RGN, LP-FT) and the ablations' (Siamese readout, re-initialized blocks). `class_weights` as
         in scikit-learn's `compute_class_weight`.
@@ -122,7 +121,7 @@ class Recipe:
 _DEFAULTS = {field.name: field.default for field in fields(Recipe)}
 
 
-@checked(recipe=Is(Recipe))
+@checked
 def recipe_grid(recipe: Recipe, **choices: Sequence[Any]) -> list[Recipe]:
     """Every combination of the choices, for a study to choose among on its folds.
 

@@ -61,10 +61,8 @@ class SharedForward:
         backbone: the pretrained chain.
         example: normalized images (batch, 3, height, width), two or more, to check folded parts with.
         fold: whether frozen BatchNorm is folded into its convolution; equal up to rounding.
-
     Raises:
         ValueError: a frozen part that mixes the images of a batch, such as BatchNorm without running statistics.
-
     Source: PAPER "Efficient Multi-Task Inference", whose batch-axis concatenation is used here for training.
     """
 

@@ -54,10 +54,8 @@ def tune_parts(backbone: Chain, blocks: Iterable[str], recipe: Recipe, seed: int
         blocks: names of the tuned parts.
         recipe: what of them is trained, and where it starts.
         seed: of an adapter's and of new weights' random start.
-
     Returns:
         The parts by name, in the network's order.
-
     Raises:
         ValueError: a subset in which the recipe finds nothing to train, or what it can't train.
         ImportError: an adapter without the extra `peft`.

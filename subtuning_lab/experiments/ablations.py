@@ -60,13 +60,11 @@ def ablate(
         folds, records, progress: as for `Study`.
         repeats: repetitions.
         test: whether to use the test images, once per subset, variant and repetition.
-
     Returns:
         One row per subset, variant and repetition: `subset` (label), `method` (variant), `blocks`, `params` (the
         readout's not counted), `accuracy`, `std` and `n` over the folds, `trainings`, `seconds` and `flops` spent on
         them, `subsets` (1), `train_size`, `repeat`, and with `test` also `test_accuracy`. Rows of one subset are what
         `summarize_repeats` takes.
-
     Source: PAPER "Ablations"; its numbers were not found in a readable source.
     """
     named = {label: in_order(backbone, blocks) for label, blocks in subsets.items()}
@@ -95,7 +93,6 @@ def variant_differences(
         table: of `ablate`.
         variant, other: names of variants in it.
         by: "test_accuracy", or "accuracy" for the mean over the folds.
-
     Returns:
         One row per subset: `subset`, `variant`, `train_size`, `difference`, `std` (of the repetitions' differences),
         `error` (standard error of the mean), `n` (repetitions).
@@ -111,7 +108,6 @@ def summarize_variants(table: pd.DataFrame, by: str = "test_accuracy") -> pd.Dat
     Args:
         table: of `ablate`.
         by: as for `variant_differences`.
-
     Returns:
         `subset`, `method`, `accuracy`, `std`, `n`, `params`.
     """

@@ -73,17 +73,14 @@ def active_learning(
         repeats: repetitions, each with its own first images and seed.
         max_blocks, race: for greedy.
         records, progress: as for `Study`. Queries are recorded, too: a killed run repeats no finished training.
-
     Returns:
         One row per repetition, method, strategy and round: `strategy`, `method`, `repeat`, `round` (from 0),
         `train_size` (labelled images), `blocks`, `test_accuracy` in [0, 1], `folds`; `queried`, the images that were
         labelled for this round (places in `task.train`, the most wanted first); `balance` of their classes in [0, 1]:
         entropy over its maximum, missing for a single image; `seconds` that choosing the recipe, searching and asking
         took, as recorded. Round 0 is the same for all strategies.
-
     Raises:
         ValueError: an unknown strategy, more labels than images, or first images with one of some class only.
-
     Source: PAPER, ablations, where one block is tuned and the margin asks.
     """
     methods = METHODS if methods is None else methods
@@ -113,7 +110,6 @@ def summarize_queries(table: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         table: of `active_learning`.
-
     Returns:
         `method`, `strategy`, `train_size`, `accuracy` and `std` (on the test split), `n` (repetitions), `balance` and
         `seconds`, as means.
@@ -129,7 +125,6 @@ def strategy_differences(table: pd.DataFrame, strategy: str = "margin", other: s
     Args:
         table: of `active_learning`.
         strategy, other: names of strategies in it.
-
     Returns:
         Rows of `method_differences` with `method`, without those of the first images, which all strategies share.
     """
@@ -253,14 +248,11 @@ def query_images(
             "random" any.
         labelled: places of images that have labels; these are never chosen.
         seed: of "random" and "BADGE".
-
     Returns:
         Places in `images`, all different, the most wanted first.
-
     Raises:
         ValueError: an unknown strategy, fewer unlabelled images than `size`, wrong places, or logits that are not
             finite.
-
     Source: margin: Scheffer et al. 2001; BADGE: Ash et al. 2020, by k-means++ (Arthur and Vassilvitskii 2007).
     """
     open_places = _unlabelled(len(images), labelled)
@@ -314,7 +306,6 @@ def spread_out(errors: np.ndarray, features: np.ndarray, size: int, generator: n
         errors: (n, classes), features: (n, width); point i is the outer product of their rows i.
         size: how many, at most n.
         generator: the only source of chance.
-
     Returns:
         Places (size,), all different.
     """

@@ -68,7 +68,6 @@ def low_data_curves(
         draws: random subsets of each kind.
         pilot: whether a size's first repetition chooses each method's recipe for the others, which saves the grid's
             cost there. Random subsets take that of the first search. Blocks are chosen anew all the same.
-
     Returns:
         Rows of `compare_methods` with test accuracy, one per size, repetition and method, with `train_size`, `repeat`.
     """
@@ -158,7 +157,6 @@ def summarize_repeats(table: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         table: of `low_data_curves`.
-
     Returns:
         `train_size`, `method`, `accuracy` and `std` (on the test split), `n` (repetitions), `fold_accuracy`, `params`,
         `subsets`, `trainings`, `seconds` and `flops`, as means.

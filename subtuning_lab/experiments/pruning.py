@@ -53,7 +53,6 @@ def fit_pruned(
             folds; "after" tunes the blocks and prunes them then.
         tune_on: epochs that a subset pruned after tuning is tuned further for, by the recipe of its first tuning, its
             readout at the blocks' learning rate.
-
     Raises:
         ImportError: without the extra `pruning`.
         ValueError: a value out of its range; blocks without inner channels; tuning of pruned blocks beside a Siamese
@@ -94,13 +93,11 @@ def pruning_table(
             is trained for so many epochs more than all others.
         test: whether to train each on all training images and score it on the test split, once per seed.
         batch_size, runs, clock: of `compare_latency`.
-
     Returns:
         One row each, the whole subset first: `pruned` ("no", "before tuning", "after tuning", "after, tuned on"),
         `ratio`, `scope`, `importance`; `params` of the subset, `flops` of one image's way through the network,
         `file_bytes`; `median_ms`, `q25_ms`, `q75_ms` and `ratio_ms`, the median ratio to the whole subset's time;
         `accuracy`, `std` and `n` over folds and seeds; with `test`, `test_accuracy`, `test_std` and `test_n`.
-
     Source: PAPER, ablations (channel pruning); there layer4 of ResNet-50 is pruned locally by L1 at ratio 0.5.
     """
     names = _checked(study, blocks, when, tune_on)

@@ -82,7 +82,6 @@ def reported(section: str) -> pd.DataFrame:
     Args:
         section: "finetuning_profiles" (single blocks and the best pair), "low_data" (VTAB-1k, 1,000 training images)
             or "distribution_shift" (surgical finetuning on CIFAR-10-C).
-
     Returns:
         A tidy table; `accuracy` is top-1 in [0, 1], NaN where no number was found.
     """
@@ -136,7 +135,6 @@ def official_recipe(run: str) -> dict[str, Any]:
 
     Args:
         run: name of the run, such as "resnet50_profile", "vit_b16" or "latency".
-
     Returns:
         Names and values, with their `source`.
     """

@@ -76,15 +76,12 @@ def shift_study(
         repeats: repetitions, each with its own labelled images and seed.
         max_blocks, race: as for `greedy_subtuning`.
         pilot: whether a shift's first repetition chooses each method's recipe for the others, as in `low_data_curves`.
-
     Returns:
         Rows of `compare_methods` with test accuracy under the shift, one per shift, repetition and method, with
         `train_size`, `shift`, `kind` ("input" or "label"), `repeat`; `clean_accuracy` on the source task's test images
         (missing for new classes); and `steps`, the blocks in the order in which greedy chose them.
-
     Raises:
         ValueError: no pretrained readout of the source task's classes, no test images, an unknown method or corruption.
-
     Source: PAPER "Distribution shift"; Lee et al. 2023 (surgical finetuning), whose claim this is to test.
     """
     _check_methods(backbone, methods)
@@ -142,7 +139,7 @@ def shift_studies(
             yield place, Study(source, small, grid if corruption else renewed, **settings)
 
 
-@checked(split=Is(Split), corruption=Text(), part=Whole(0, 1))
+@checked(corruption=Text(), part=Whole(0, 1))
 def corrupted(split: Split, corruption: str, part: int) -> Split:
     """The split with its images corrupted as `load_task` does it.
 
@@ -153,7 +150,7 @@ def corrupted(split: Split, corruption: str, part: int) -> Split:
     return split.corrupted(_parsed(corruption), part)
 
 
-@checked(backbone=Is(Chain))
+@checked
 def stage_subsets(backbone: Chain) -> dict[str, tuple[str, ...]]:
     """The network's stages by name, "stage 1" and so on; the first has the stem, the last a tail with weights.
 
@@ -186,7 +183,6 @@ def summarize_shifts(table: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         table: of `shift_study`, or several of these together.
-
     Returns:
         `train_size`, `shift`, `kind`, `method`, `accuracy` and `std` (under the shift, on the test images), `n`
         (repetitions), `clean_accuracy` and `clean_std`, `fold_accuracy`, `params`, `subsets`, `trainings`, `seconds`
@@ -224,7 +220,6 @@ def chosen_steps(table: pd.DataFrame, block_names: Sequence[str]) -> pd.DataFram
     Args:
         table: of `shift_study`, with the method "greedy".
         block_names: of the backbone, from input to output.
-
     Returns:
         One row per training-set size, shift and block: `step`, the mean over the repetitions that chose it (from 1;
         missing where none did), `chosen`, their number, and `n`, of all repetitions.

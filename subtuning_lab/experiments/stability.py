@@ -46,7 +46,6 @@ def profile_stability(
         resamples: of the bootstrap over blocks.
         confidence: of its percentile intervals.
         seed: of the bootstrap.
-
     Returns:
         One row per setting, the reference first: `setting` (in words), `epochs`, `lr`, `reference` (whether it is),
         `best` (block), `accuracy` (of that block), `spearman` with `low` and `high`, and `kendall` (tau-b) against the
@@ -80,7 +79,6 @@ def profile_agreement(profiles: Mapping[str, Profile], confidence: float = 0.95)
     Args:
         profiles: of the same subsets, by name.
         confidence: of the bootstrap interval over subsets.
-
     Returns:
         One row per two: `first`, `second`, `spearman`, `low`, `high`, `kendall`, `n` subsets.
     """

@@ -44,11 +44,9 @@ def paired_differences(
         first, second: values of the column `among`.
         within: further columns that tell groups apart.
         of: column that is compared.
-
     Returns:
         `within`, `train_size`, `difference` (mean of the first minus the second), `std` (of the repetitions'
         differences), `error` (standard error of their mean over repetitions) and `n` (repetitions).
-
     Raises:
         ValueError: a value that the table, or one of its groups, doesn't have, or not in the other's repetitions.
     """
@@ -75,7 +73,6 @@ def method_differences(table: pd.DataFrame, method: str, other: str) -> pd.DataF
     Args:
         table: of `low_data_curves`.
         method, other: names of methods in it.
-
     Returns:
         One row per size: `train_size`, `difference` (mean test accuracy of `method` minus that of `other`), `std` (of
         the repetitions' differences), `error` (standard error of the mean), `n` (repetitions).

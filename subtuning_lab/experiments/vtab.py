@@ -23,7 +23,7 @@ from subtuning_lab.search.statistics import DIGITS
 from subtuning_lab.study.keys import Method
 from subtuning_lab.study.study import Recipes, Store, Study
 from subtuning_lab.utils.containers import Mapped, Table
-from subtuning_lab.utils.validation import Is, OneOf, Several, Whole, checked
+from subtuning_lab.utils.validation import OneOf, Several, Whole, checked
 
 Chosen = Iterable[str] | Literal["all"] | Method | tuple[Study, Iterable[str] | Literal["all"]]
 Choice = Callable[[Study], Chosen]
@@ -41,7 +41,7 @@ _TITLES = {
 _TITLE_OF = {name: title for title, names in _TITLES.items() for name in names}
 
 
-@checked(study=Is(Study))
+@checked
 def best_head2toe(study: Study) -> Head2Toe:
     """The settings of `Head2Toe.grid` that are best by the study's score on the folds; of equal ones the first."""
     methods = Head2Toe.grid()
@@ -88,14 +88,12 @@ def vtab_protocol(
             folds of all training images.
         seeds: of every training; mean and standard deviation are over these.
         records, options: as for `Study`.
-
     Returns:
         One row per method: `method`, `backbone`, `task`, `blocks`, `settings` (of its recipe or method), `params`
         (trained, the readout among them), `fold_accuracy`, `fold_std` and `n_scores` (what it was chosen by, over
         folds and seeds), `accuracy`, `std` and `n` (test, over seeds), `n_train` (images of the last training),
         `n_held_out` (training images that a recipe with patience keeps out to decide when to stop: fewer than VTAB
         trains on), `n_test`, `test_uses` (how often these test images have been used so far).
-
     Source: Zhai et al., "A Large-scale Study of Representation Learning with the Visual Task Adaptation Benchmark"
         (2019); PAPER "Low data", which chooses by five folds.
     """
@@ -114,7 +112,6 @@ def vtab_table(results: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         results: of `vtab_protocol`, of one task or of several together.
-
     Returns:
         One row per method, backbone and task, by task and then as given, ours first: `method`, `backbone`, `task` (as
         the reports call it), `n_train`, `params`, `accuracy`, `std`, `n`, `source`. Reports have no `params`, `std`

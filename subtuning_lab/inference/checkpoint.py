@@ -60,7 +60,6 @@ def write_task(path: str | Path, weights: Weights, header: Header) -> Path:
         path: ends in .safetensors; its folder is made when missing.
         weights: part name -> tensor name -> tensor, as they shall be stored.
         header: plain values with the names of `HEADER`; versions of the libraries are added.
-
     Raises:
         ValueError: another ending, or header values that JSON can't express.
         OSError: it can't be written there.
@@ -88,7 +87,6 @@ def read_task(
     Args:
         path: of the file.
         examine: called with the header and with tensors on the meta device before any data is read; it may raise.
-
     Raises:
         FileNotFoundError: no such file.
         ValueError: not such a file, or one that was changed since it was written.
@@ -128,7 +126,6 @@ def stored(weights: Weights, dtype: str | None) -> dict[str, dict[str, torch.Ten
         weights: part name -> tensor name -> tensor.
         dtype: None leaves them as they are; "float16" stores floating ones in half precision: rounded to 11 bits,
             and below 6e-5 in steps of 6e-8. Integers stay as they are.
-
     Raises:
         ValueError: an unknown dtype, or a number that half precision can't hold.
     """

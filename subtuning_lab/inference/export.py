@@ -47,7 +47,6 @@ def optimize(
             and with "reduce-overhead", the outputs of one call are overwritten by the next.
         images: (batch, 3, height, width) to check folded parts with, of the size that packed weights are laid out
             for; by default two random ones of the size that `prepare` gives, or of a Chain's `input_size`.
-
     Raises:
         TypeError: another kind of network.
         ValueError: an unknown mode, or packing of what is compiled, on a GPU or not in float32.
@@ -126,7 +125,6 @@ def export_merged(
             `net.prepare` gives to files. Another size is squashed inside where the tasks have an `image_size`.
         batch_size: fixed, or None for any.
         dtype: of the images: a floating point type for [0, 1], or uint8.
-
     Raises:
         ValueError: a packed one, another file name, images of another type, or a task whose name ONNX can't take.
         ImportError: ONNX without the extra `onnx`.

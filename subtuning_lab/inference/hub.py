@@ -79,10 +79,8 @@ def push_to_hub(
         private: of a new repository; one that is there stays as it is.
         folder: where to keep a copy of what is uploaded; None keeps none.
         dtype: as for `TunedTask.save`.
-
     Returns:
         The repository's address.
-
     Raises:
         ValueError: no such form of repo_id, or what `TunedTask.save` refuses.
         PermissionError: the account may not write there.
@@ -103,7 +101,7 @@ def push_to_hub(
     return str(address)
 
 
-@checked(repo_id=_PLACE, backbone=Is("Chain"), revision=Text().or_none(), token=Text().or_none())
+@checked(repo_id=_PLACE, revision=Text().or_none(), token=Text().or_none())
 def from_hub(
     repo_id: str | Path, backbone: Chain, *, revision: str | None = None, token: str | None = None
 ) -> TunedTask:
@@ -114,7 +112,6 @@ def from_hub(
         backbone: the pretrained chain that it was tuned from.
         revision: branch, tag or commit; by default the newest. A folder has none.
         token: for private repositories; by default the one that is logged in.
-
     Raises:
         FileNotFoundError: no such repository or revision, or no tuned task in it.
         PermissionError: the account may not read it.
@@ -136,7 +133,7 @@ def from_hub(
     return load_tuned(folder / WEIGHTS_FILE, backbone)
 
 
-@checked(tuned=Is("TunedTask"), folder=_PLACE, repo_id=Is(str), dtype=_DTYPE)
+@checked(folder=_PLACE, repo_id=Is(str), dtype=_DTYPE)
 def write_repository(
     tuned: TunedTask, folder: str | Path, *, repo_id: str = "OWNER/NAME", dtype: str | None = None
 ) -> Path:
@@ -147,7 +144,6 @@ def write_repository(
         folder: made when missing; other files in it are left alone.
         repo_id: what the card calls the repository.
         dtype: as for `TunedTask.save`.
-
     Returns:
         The folder.
     """

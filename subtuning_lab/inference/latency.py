@@ -90,7 +90,6 @@ def measure_latency(
         threads: of torch on the CPU while measuring; by default as they are.
         clock: "wall" for the time that passes, or "cpu" for the time that this process computes, all threads together:
             with one thread the same on a quiet machine, and hardly another one on a busy machine. Only for a CPU.
-
     Source: PAPER "Efficient Multi-Task Inference", which measures batch 1 at 224 x 224 in float32.
     """
     plan = _Plan(image_size, batch_size, runs, warmup, device, threads, clock)
@@ -115,7 +114,6 @@ def compare_latency(
         nets: name -> network; ratios are to the first one.
         image_size, batch_size, runs, warmup, device, threads, clock: as in `measure_latency`; runs of each network,
             and by default the size of the first one that has such a `prepare`.
-
     Returns:
         One row a network, by `name`: `median_ms`, `q25_ms`, `q75_ms`; `ratio` (median over the rounds of its time to
         the first network's of the same round), `ratio_q25`, `ratio_q75`; `n`, `batch_size`, `device`, `precision`,

@@ -17,7 +17,7 @@ from subtuning_lab.nets.chain import Chain
 from subtuning_lab.nets.cut import examine_parts
 from subtuning_lab.nets.narrow import narrowed
 from subtuning_lab.utils.containers import Mapped
-from subtuning_lab.utils.validation import Flag, Is, Text, checked
+from subtuning_lab.utils.validation import Is, Text, checked
 
 ORIGINAL = "original"
 _TASKS = Mapped(Is("TunedTask"))
@@ -33,7 +33,7 @@ class MergedNetwork(nn.Module):
         backbone, tasks, keep_original: of `merge_tasks`.
     """
 
-    @checked(backbone=Is("Chain"), tasks=_TASKS, keep_original=Flag())
+    @checked(tasks=_TASKS)
     def __init__(self, backbone: Chain, tasks: Mapping[str, TunedTask], keep_original: bool = True):
         super().__init__()
         _check_tasks(backbone, tasks, keep_original)
@@ -83,7 +83,7 @@ class MergedNetwork(nn.Module):
         """
         return self.preparation.prepared(images, size)[:]
 
-    @checked(mode=Flag())
+    @checked
     def train(self, mode: bool = True) -> MergedNetwork:
         """Stays in eval mode whatever is asked, so that no statistics can drift and no dropout draws."""
         self._all = tuple(self.modules())
@@ -124,7 +124,7 @@ class MergedNetwork(nn.Module):
         return logits
 
 
-@checked(backbone=Is("Chain"), tasks=_TASKS, keep_original=Flag())
+@checked(tasks=_TASKS)
 def merge_tasks(backbone: Chain, tasks: Mapping[str, TunedTask], keep_original: bool = True) -> MergedNetwork:
     """One network that gives what the separate networks `TunedTask.network()` of many tasks give.
 
@@ -136,11 +136,9 @@ def merge_tasks(backbone: Chain, tasks: Mapping[str, TunedTask], keep_original: 
         tasks: name -> tuned task, any subsets of parts; those that tune nothing share the frozen features.
         keep_original: adds "original": the logits of the backbone's `source_head`, or, where it has none, the frozen
             features themselves.
-
     Raises:
         ValueError: a task of another backbone, or of images of another size, or named "original"; a part
             that mixes the images of a batch.
-
     Source: PAPER "Efficient Multi-Task Inference", here for any number of tasks and any subsets.
     """
     return MergedNetwork(backbone, tasks, keep_original)

@@ -62,14 +62,11 @@ class Preparation:
             images: a file's path or several; images in memory, uint8 or float in [0, 1], as (n, 3, H, W),
                 (n, H, W, 3), grey (n, 1, H, W), or one as (3, H, W) or (H, W, 3); or streamed ones.
             size: another size than `crop_size`.
-
         Returns:
             (n, 3, height, width): a tensor, uint8 where anything was cropped; files stay undecoded.
-
         Warns:
             Where nothing tells how training cut its images, of files that it may have cut otherwise; and where merged
             tasks cut them to several sizes.
-
         Raises:
             TypeError, ValueError: images of another type, shape or range.
             FileNotFoundError: no such file.

@@ -16,7 +16,7 @@ from subtuning_lab.inference.tuned_task import TunedTask
 from subtuning_lab.nets.chain import Chain, copy_weights, in_order, put_parts, set_trainable
 from subtuning_lab.utils.containers import Blocks
 from subtuning_lab.utils.random import Stream, seeded
-from subtuning_lab.utils.validation import Is, OneOf, Real, Whole, checked
+from subtuning_lab.utils.validation import OneOf, Real, Whole, checked
 
 SCOPES: tuple[str, ...] = ("local", "global")
 IMPORTANCES: dict[str, int | None] = {"l1": 1, "l2": 2, "random": None}  # name -> the norm's exponent
@@ -41,7 +41,7 @@ class Pruning:
     seed: Annotated[int, Whole()] = 0
 
 
-@checked(tuned=Is("TunedTask"), **Pruning.rules)
+@checked(**Pruning.rules)
 def prune_blocks(
     tuned: TunedTask, ratio: float, scope: str = "local", importance: str = "l1", seed: int = 0
 ) -> TunedTask:
@@ -53,15 +53,12 @@ def prune_blocks(
     Args:
         tuned: stays as it is.
         ratio, scope, importance, seed: of `Pruning`. Grouped convolutions lose the same channel in each group.
-
     Returns:
         A task of the same backbone with smaller blocks; tuned blocks that have no inner channels stay whole. It has no
         scores, since those of `tuned` aren't its own.
-
     Raises:
         ImportError: without the extra `pruning`.
         ValueError: a value out of its range, or tuned blocks of which none has inner channels.
-
     Source: PAPER, ablations (channel pruning of the tuned blocks), which prunes by Torch-Pruning (Fang et al. 2023,
         "DepGraph"), as here; the paper's setting is layer4 of ResNet-50, ratio 0.5, local, L1.
     """

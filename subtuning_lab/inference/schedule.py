@@ -91,7 +91,6 @@ class Schedule:
             parts: of `part_table` for the size of the images.
             bytes_per_weight: 4 in float32.
             own: task -> `part_table` of its own network, for tasks whose tuned parts are smaller, such as pruned ones.
-
         Returns:
             Rows "flops" of one image's forward pass and "bytes" of weights read in one pass of any batch; columns
             `merged`, `separate` and `ratio`.

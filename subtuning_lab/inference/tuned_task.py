@@ -79,7 +79,6 @@ class TunedTask:
         head_depth: linear layers of the readout.
         pruned: names of the tuned parts that have fewer inner channels than the backbone's, see `prune_blocks`.
         crop_size: (height, width) in pixels of the task's images, before `image_size`; see `Preparation`.
-
     Raises:
         ValueError: tensors that are not those of the tuned parts and the readout, or that hold NaN or infinity, as
             those of a diverged training do.
@@ -177,7 +176,7 @@ class TunedTask:
         """Class probabilities (n, classes) of images: whatever `Preparation.prepared` takes, brought to their size."""
         return logits_of(self.network(), self.preparation.prepared(images), batch_size).softmax(-1)
 
-    @checked(split=Is(Split), batch_size=Whole(1))
+    @checked(batch_size=Whole(1))
     def accuracy(self, split: Split, batch_size: int = BATCH) -> float:
         """Share of a split's images, in [0, 1], that are classified right; NaN where a logit is not finite."""
         check_labels(split.labels, self.classes, "split")
@@ -189,7 +188,6 @@ class TunedTask:
 
         Args:
             dtype: as for `save`.
-
         Returns:
             Table with index `part` (the backbone's parts and "head") and columns `tuned`, `values` (numbers in the
             file), `saved_bytes` (0 for frozen parts) and `backbone_bytes` (0 for the readout).
@@ -209,7 +207,6 @@ class TunedTask:
         Args:
             path: ends in .safetensors.
             dtype: None keeps every bit; "float16" stores floating tensors in half precision, which halves the file.
-
         Raises:
             ValueError: another ending, an unknown dtype, a number that half precision can't hold, or provenance that
                 is no plain values.
@@ -236,14 +233,13 @@ class TunedTask:
         return write_task(path, stored(self.weights, dtype), header)
 
 
-@checked(path=Is((str, Path)), backbone=Is("Chain"))
+@checked(path=Is((str, Path)))
 def load_tuned(path: str | Path, backbone: Chain) -> TunedTask:
     """A tuned task from its file.
 
     Args:
         path: of a file that `TunedTask.save` wrote, in half precision too: tensors come back in the backbone's dtype.
         backbone: the same pretrained chain that it was tuned from.
-
     Raises:
         FileNotFoundError: no such file.
         ValueError: not such a file, changed since it was written, or of another backbone.

@@ -25,7 +25,6 @@ def plot_variants(summary: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         summary: of `summarize_variants`.
-
     Returns:
         The axes; bars are one standard deviation over repetitions.
     """
@@ -51,7 +50,6 @@ def plot_differences(differences: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         differences: of `variant_differences`; several tables may stand below each other.
-
     Returns:
         The axes; thick bars are one standard error of the paired difference, thin ones two.
     """
@@ -83,10 +81,8 @@ def plot_interpolation(summary: pd.DataFrame, alpha: float | None = None, ax: Ax
     Args:
         summary: of `summarize_interpolation`.
         alpha: draws a line there.
-
     Returns:
         The axes; bands are one standard deviation.
-
     Source: Wortsman et al. (WiSE-FT, 2022).
     """
     check_kinds(summary)
@@ -148,7 +144,6 @@ def plot_stability(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         table: of `profile_stability`.
-
     Returns:
         The axes; filled: halves of the folds that share no validation image, with their interval; hollow: the same
         folds, which share their luck; dotted: the reference's own halves, the ceiling of the filled points.

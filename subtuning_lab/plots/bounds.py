@@ -38,7 +38,6 @@ def plot_terms(table: pd.DataFrame, limit: float | None = None, ax: Axes | None 
     Args:
         table: of `bound_table`.
         limit: where the axis ends, above 0; longer bars are cut there and say so. None shows all bars whole.
-
     Returns:
         The axes: bounds from top to bottom in the table's order.
     """

@@ -31,11 +31,9 @@ def plot_trace(
         trace: of `GreedyResult`, one direction.
         block_names: of the backbone, from input to output.
         epsilon: draws the accuracy that a next block must exceed.
-
     Returns:
         The axes: within a round, candidates stand from the first block (left) to the last; error bars on what was kept
         are one standard deviation.
-
     Source: PAPER "Greedy SubTuning (Algorithm 1)".
     """
     if trace["direction"].nunique() != 1:
@@ -100,7 +98,6 @@ def plot_strategies(summary: pd.DataFrame, axes: Sequence[Axes] | None = None) -
     Args:
         summary: of `summarize_queries`.
         axes: where to draw, one for each method; a new figure by default.
-
     Returns:
         The axes, in the methods' order; bands are one standard deviation over repetitions.
     """
@@ -180,7 +177,6 @@ def plot_confusion(confusion: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         confusion: numbers of images, a row for each true class and a column for each answer, in one order.
-
     Returns:
         The axes; a class without images has an empty row.
     """

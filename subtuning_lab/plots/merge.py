@@ -34,7 +34,6 @@ def plot_fork(rows: pd.DataFrame, tasks: Sequence[str] = (), ax: Axes | None = N
     Args:
         rows: of `MergedNetwork.rows_table` or `Schedule.table`.
         tasks: names in an order of your own; those that tune nothing are in no table, and must be named to be drawn.
-
     Source: PAPER "Efficient Multi-Task Inference".
     """
     forks, end = _forks(rows, tasks), len(rows)
@@ -84,7 +83,6 @@ def plot_choices(
         x: the cost.
         xlabel: the cost in words; by default its name.
         chosen: blocks of the choice to ring and to name; none of them is linear probing, None rings nothing.
-
     Source: PAPER "Efficient Multi-Task Inference", accuracy against latency for consecutive blocks.
     """
     Table(numbers=(x,)).check("table", table)

@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 
 from subtuning_lab.plots import style
 from subtuning_lab.search.profiles import FULL_FINETUNING, LINEAR_PROBING, Profile
-from subtuning_lab.utils.validation import Flag, Is, Several, Text, Whole, checked
+from subtuning_lab.utils.validation import Is, Several, Text, Whole, checked
 
 _REFERENCES = {LINEAR_PROBING: (style.GREEN, "--"), FULL_FINETUNING: (style.ORANGE, "-.")}
 _COSTS = {
@@ -27,7 +27,7 @@ _COSTS = {
 _MOST_WORDS = 24  # rows of a heat map whose cells have room for a number
 
 
-@checked(profile=Is(Profile), highlight=Several(Text(), least=0), parameters=Flag(), ax=style.AXES)
+@checked(highlight=Several(Text(), least=0), ax=style.AXES)
 def plot_profile(
     profile: Profile, highlight: Iterable[str] = (), parameters: bool = True, ax: Axes | None = None
 ) -> Axes:
@@ -37,10 +37,8 @@ def plot_profile(
         profile: of `finetuning_profile`.
         highlight: names of chosen blocks; their bars stand out.
         parameters: whether to write each subset's parameter count into its bar.
-
     Returns:
         The axes; error bars and bands are one standard deviation over seeds and folds.
-
     Source: PAPER Figure 1 (left).
     """
     rows = profile.table[profile.table["kind"] == "blocks"]
@@ -67,7 +65,7 @@ def plot_profile(
     return style.finish(ax, f"{profile.title}\nmean and standard deviation of {n} scores each")
 
 
-@checked(pairs=Is(Profile), ax=style.AXES)
+@checked(ax=style.AXES)
 def plot_pairs(pairs: Profile, ax: Axes | None = None) -> Axes:
     """Heat map of the accuracy of every pair of blocks; single blocks on the diagonal, the best pair framed.
 
@@ -139,7 +137,7 @@ def profile_width(bars: int) -> float:
     return max(6.0, 1.2 + 0.62 * bars)
 
 
-@checked(profile=Is(Profile), ax=style.AXES)
+@checked(ax=style.AXES)
 def plot_tried(profile: Profile, tried: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """The profile figure with further bars, in a colour of their own, for subsets that were tried by hand.
 

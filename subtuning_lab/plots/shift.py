@@ -51,7 +51,6 @@ def plot_steps(steps: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         steps: of `chosen_steps`, for one training-set size.
-
     Returns:
         The axes; in a cell stands how many of the repetitions chose the block, where there are several.
     """
@@ -116,7 +115,6 @@ def plot_shift_profiles(
     Args:
         profiles: of `shift_profiles`, of one backbone and window.
         new_classes: names of label shifts; their lines are dashed.
-
     Returns:
         The axes; bands and error bars are one standard deviation over repetitions and folds.
     """

@@ -40,7 +40,6 @@ def export_html(notebook: str | Path, target: str | Path) -> Path:
     Args:
         notebook: path of the executed `.ipynb` file.
         target: path of the page to write.
-
     Returns:
         The path of the page.
     """

@@ -59,10 +59,8 @@ def write_section(
         notes: what was seen and what differs, one plain sentence each.
         n: number of training images behind each number.
         machine: where it ran; read from this process if None.
-
     Returns:
         The path of the JSON file.
-
     Raises:
         ValueError: a name that is no file stem, or a file that is no PNG image.
         FileNotFoundError: the figure's file does not exist.
@@ -113,7 +111,6 @@ def build_report(folder: str | Path, expected: Iterable[str] = ()) -> Path:
     Args:
         folder: holds the executed notebooks, the section records and `html/`.
         expected: names of sections to list even where nothing of them is there yet.
-
     Returns:
         The path of the page.
     """

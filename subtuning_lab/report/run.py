@@ -97,10 +97,8 @@ def reproduce(
         jobs: notebooks to run at once; they share the cores.
         parameters: values that override the preset's, for every chosen notebook that declares them.
         force: run also what is done.
-
     Returns:
         One SectionRun per chosen notebook, in order.
-
     Raises:
         ValueError, TypeError, FileNotFoundError: for wrong input, before anything runs.
         BlockingIOError: another call works in the same folder.

@@ -11,7 +11,7 @@ import pandas as pd
 
 from subtuning_lab.search.statistics import DIGITS, overlap_factor
 from subtuning_lab.utils.containers import Table
-from subtuning_lab.utils.validation import Flag, Has, OneOf, checked
+from subtuning_lab.utils.validation import Has, OneOf, checked
 
 if TYPE_CHECKING:
     from subtuning_lab.search.racing import Halving, Race
@@ -100,7 +100,6 @@ def summarize(scores: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         scores: rows of `Study.scores`.
-
     Returns:
         Index `blocks`; columns `accuracy` (mean, in [0, 1]), `std` (with n - 1; missing for one score), `n`, `error`
         (standard error of the mean over folds, see `overlap_factor`), `score` (mean of what is chosen by; accuracy
@@ -122,7 +121,7 @@ def value_of(table: pd.DataFrame) -> pd.Series:
     return table["score"] if "score" in table else table["accuracy"]
 
 
-@checked(rows=Table(("fold",), ("accuracy",), rows=0), among=OneOf(("recipe", "method")), nested=Flag())
+@checked(rows=Table(("fold",), ("accuracy",), rows=0), among=OneOf(("recipe", "method")))
 def chosen_rows(rows: pd.DataFrame, among: str = "recipe", nested: bool = True) -> pd.DataFrame:
     """The rows that each subset counts with: those of its best recipe.
 
@@ -132,7 +131,6 @@ def chosen_rows(rows: pd.DataFrame, among: str = "recipe", nested: bool = True) 
         nested: each fold's rows are those of the recipe that is best on the other folds, so that what is reported was
             not chosen on the same images; one fold leaves no others. False: the best on all folds, whose own scores are
             optimistic (by 2 to 4 points in our measurements) and lean against subsets with fewer distinct recipes.
-
     Returns:
         Rows per subset, seed and fold, without `recipe`. Of recipes that tie the first counts; one of which a training
         diverged counts only if there is no other.
@@ -169,13 +167,11 @@ def candidate_table(
         subsets: blocks each, in the network's order.
         race: by which some may be dropped before they are scored in full.
         certain: further subsets, which are scored in full whatever the others do.
-
     Returns:
         One row a subset, first those that are `certain`: `blocks`, `params`, `accuracy` and `std` (over seeds and
         folds), `n`, `error`, `score` (see `summarize`), `trainings`, `seconds` and `flops` (of all its recipes),
         `dropped` (the stage of the race after which it was given up; 0 for those scored in full). And the rows that
         count, one per subset, seed and fold.
-
     Raises:
         ValueError: a subset without a score, or one that is no number.
     """
@@ -204,7 +200,6 @@ def best_of(table: pd.DataFrame, names: Sequence[str]) -> int:
     Args:
         table: rows with `accuracy` or `score`, `params`, `dropped`, `blocks`, and `candidate` where that is compared.
         names: all blocks, in the network's order.
-
     Raises:
         ValueError: every training diverged.
     """

@@ -52,7 +52,6 @@ def exhaustive_search(study: Scorer, size: int, limit: int = 500, race: Race | H
         size: blocks per subset, from 1 to the number of blocks.
         limit: how many subsets may be scored at most.
         race: drops hopeless subsets early; see `Race` and `Halving`.
-
     Source: PAPER "Greedy SubTuning", whose reviews ask whether greedy finds the best pair.
     """
     names = study.block_names
@@ -73,7 +72,6 @@ def best_window(study: Scorer, max_window: int | None = None, race: Race | Halvi
     Args:
         max_window: blocks in the longest window.
         race: drops hopeless windows early; see `Race` and `Halving`.
-
     Source: PAPER "The Finetuning Profile" (windows of 2 and 3 blocks).
     """
     names = study.block_names
@@ -92,7 +90,6 @@ def agreement_table(
     Args:
         full: results of the full search by a label, e.g. "digits, seed 0".
         cheaper: results of other searches of the same studies by their names, with the same labels.
-
     Returns:
         One row per label and search: `label`, `search`, `blocks`, `same` (blocks as of the full search), `accuracy`,
         `std`, `n`, `difference` (how far it is ahead of the full search), `error` (its standard error, paired by fold),

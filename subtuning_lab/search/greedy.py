@@ -108,7 +108,6 @@ def greedy_subtuning(
         race: drops hopeless candidates early; these are never kept. See `Race` and `Halving`. That none of the others
             pays does not say that no block does: the search then goes on with the best of them for one more round, and
             two blocks that bring more than 2 epsilon together stay both. With `keep` it ends there.
-
     Source: PAPER "Greedy SubTuning (Algorithm 1)"; elimination as in the official code, with our own rule. Ours:
         the round more of a race.
     """

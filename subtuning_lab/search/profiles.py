@@ -53,7 +53,6 @@ def finetuning_profile(study: Scorer, window: int = 1) -> Profile:
 
     Args:
         window: consecutive blocks per subset, from 1 to the number of blocks.
-
     Source: PAPER "The Finetuning Profile".
     """
     names = study.block_names

@@ -55,7 +55,6 @@ class Race:
         short: share of the epochs of a short schedule, above 0 and below 1; None leaves that stage out.
         most: of those that the test leaves after the short stage, so many go on at most, by their loss; None
             leaves it to the test.
-
     Source: F-Race and t-race (Birattari et al. 2002; López-Ibáñez et al. 2016, irace). Ours: the short stage, its
         limit, and the test's correction for overlapping training sets.
     """
@@ -92,7 +91,6 @@ class Halving:
         eta: of n candidates, n / eta go on to the next rung (rounded down, at least one); above 1.
         ladder: shares of (epochs, folds and seeds) of the rungs, each in (0, 1], the last one (1, 1). Short schedules
             are ranked by their validation loss, full ones by accuracy.
-
     Source: Jamieson and Talwalkar, Non-stochastic Best Arm Identification (2016).
     """
 
@@ -136,7 +134,6 @@ def race_scores(
         survivors: the number of the stage and its values (one column a candidate, one row a fold and seed, larger is
             better) -> the columns that go on, at least one.
         certain: subsets that take part in no comparison and are trained in full: it is cheaper to share a pass.
-
     Returns:
         One row per training made: the columns of `Scorer.candidate_scores` (`candidate` is the place in
         `study.candidates([*subsets, *certain])`); `stage` in which it was made, from 1; `dropped`, the stage after

@@ -14,7 +14,7 @@ from scipy import stats
 from subtuning_lab.search.candidates import summarize, value_of
 from subtuning_lab.search.statistics import DIGITS, overlap_factor
 from subtuning_lab.utils.containers import Table
-from subtuning_lab.utils.validation import Flag, Is, Real, checked
+from subtuning_lab.utils.validation import Is, Real, checked
 
 _ROWS = Table(("fold", "seed"), ("accuracy",))
 
@@ -30,7 +30,7 @@ class SignificantGain:
 
     alpha: Annotated[float, Real(0, 1, above=True, below=True)] = 0.05
 
-    @checked(current=_ROWS, candidates=Is(Sequence), larger=Flag())
+    @checked(current=_ROWS, candidates=Is(Sequence))
     def p_values(self, current: pd.DataFrame, candidates: Sequence[pd.DataFrame | None], larger: bool) -> list[float]:
         """p-values of the larger subset being no better, by `fold_difference`.
 
@@ -38,7 +38,6 @@ class SignificantGain:
             current: rows of the subset so far.
             candidates: rows of each candidate; None for one that was given up, which counts as no better.
             larger: whether candidates have a block more than the subset so far, and not one less.
-
         Returns:
             For larger candidates Holm's: the best of many is tested. For smaller ones as they are: the search stops
             only if every removal hurts, so that a correction would help removals.
@@ -76,10 +75,8 @@ def fold_difference(rows: pd.DataFrame, others: pd.DataFrame) -> FoldDifference:
 
     Args:
         rows, others: of one subset each, as of `Study.scores`, on the same folds and seeds.
-
     Raises:
         ValueError: other folds and seeds, or a subset of which a training diverged.
-
     Source: Nadeau and Bengio, Inference for the Generalization Error (2003). Training sets of folds overlap, so the
         variance of the mean over k folds is (1/k + 1/(k - 1)) times that of the folds' differences, not 1/k times.
         Seeds share a fold's images, so they are averaged first: k differences, k - 1 degrees of freedom.
@@ -102,7 +99,6 @@ def compare_with_best(scores: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         scores: rows of `Study.scores`, or a profile's or search's `scores`.
-
     Returns:
         Index `blocks`; `accuracy` (mean), `difference` (from the best subset's, 0 for this, else below), `error` (its
         standard error, see `fold_difference`; missing for one fold), `p` (one-sided, of the best being no better), and
@@ -130,7 +126,6 @@ def corrected_p(differences: np.ndarray, overlap: float) -> float:
     Args:
         differences: one per fold, paired; at least 2.
         overlap: validation images per training image of a fold; 0 gives the usual paired t test.
-
     Returns:
         Where all differences are equal there is no variance to go by: then the sign test's, 2^-n if they are positive,
         else 1.

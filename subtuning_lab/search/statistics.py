@@ -35,7 +35,6 @@ def rank_correlation(
         resamples: of the bootstrap over each group's subsets.
         confidence: of its interval, in (0, 1).
         seed: of the bootstrap.
-
     Returns:
         Mean over views and groups, lower and upper limit; all missing where one correlation is.
     """
@@ -56,10 +55,8 @@ def overlap_factor(folds: int | pd.Series) -> float | pd.Series:
 
     Args:
         folds: k; missing values for fewer than 2. Seeds share their fold's images and are averaged before.
-
     Returns:
         sqrt(1/k + 1/(k - 1)), since the folds' training sets overlap: 1.5 times the usual 1/sqrt(k) for k = 5.
-
     Source: Nadeau and Bengio, Inference for the Generalization Error (2003).
     """
     k = np.asarray(folds, dtype=float)

@@ -27,7 +27,7 @@ from subtuning_lab.study.schema import (
     with_checksum,
 )
 from subtuning_lab.utils.files import expanded, replacing
-from subtuning_lab.utils.validation import Flag, Is, Several, Text, checked
+from subtuning_lab.utils.validation import Is, Several, Text, checked
 
 Row = dict[str, Any]
 _WAITS_S = (0.2, 1.0)  # before a failed write is tried again
@@ -63,13 +63,12 @@ class Records:
     Args:
         path: of the SQLite file, made with its folder when missing; ":memory:" keeps records for this object only.
         readonly: nothing is written, so that the file may be one that can't be, or of an earlier release.
-
     Raises:
         RecordsError: a file that is no such store, an empty one, one of a newer version, or one that can't be written
             though it is to be; before anything is trained. It is an OSError and a ValueError.
     """
 
-    @checked(path=Is((str, Path)), readonly=Flag())
+    @checked(path=Is((str, Path)))
     def __init__(self, path: str | Path, readonly: bool = False):
         self.path, self.readonly = expanded(path), readonly
         self._kept: dict[str, Row] = {}  # finished rows that could not be written yet
@@ -107,7 +106,6 @@ class Records:
         Args:
             rows: a value per column, `created` and those that may be missing apart; `blocks`, `recipe`, `confusion` and
                 `determined_by` are stored as JSON.
-
         Raises:
             ValueError: a missing or unknown column, or a value that a column does not allow; nothing is written.
             RecordsError: the file can't be written. The rows are kept, and written with the next call that can.

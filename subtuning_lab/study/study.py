@@ -67,10 +67,8 @@ class Study:
         progress: whether to show it; a function is called with (trained, total) steps instead, and may raise to stop.
         score: what recipes and blocks are chosen by: "accuracy", "balanced_accuracy" (mean over the classes of each
             one's accuracy: where some are rare), or "loss" (cross-entropy, of which less is better).
-
     Raises:
         TypeError, ValueError: wrong arguments; images that the backbone can't take; weights that give no numbers.
-
     Warns:
         UserWarning: training images that the backbone is known to have been pretrained on.
         RecordsError: records that can't be read or written.
@@ -192,7 +190,6 @@ class Study:
             nested: of several recipes, each fold's is chosen on the other folds, so that subsets are compared by scores
                 that nothing was chosen by. False: the one that is best on all folds, with its optimistic scores; so it
                 is for one fold, too.
-
         Returns:
             One row per subset, seed and fold, in this order: `blocks` (tuple in the network's order), `fold`, `seed`,
             `accuracy` in [0, 1], `loss`, `params` that were trained, `flops` of the training, `epochs`, `seconds`,
@@ -232,7 +229,6 @@ class Study:
             candidates: of `candidates`.
             folds, seeds: which of the study's; None means all.
             epochs: of a shorter training with a schedule of its own; None means all.
-
         Returns:
             Rows as of `scores`, for each candidate, seed and fold; `candidate` is the candidate's place in the list.
         """
@@ -272,7 +268,6 @@ class Study:
         Args:
             blocks: the subset; [] is linear probing, "all" full finetuning.
             seed: by default the study's first.
-
         Raises:
             ValueError: the training diverged.
         """
@@ -289,7 +284,6 @@ class Study:
         Args:
             what: the subset or the method.
             also_on: further images, scored by the same trainings; `accuracy_on` then reads what they say.
-
         Raises:
             ValueError: the task has no test split, or `also_on` is what `accuracy_on` refuses.
         """

@@ -88,7 +88,6 @@ def subtuning_bound(
         confidence: in (0, 1); adds sqrt(log(1 / (1 - confidence)) / 2n), which the paper's O hides.
         empirical_error: on the training examples, in [0, 1]; None bounds the gap alone.
         constant: C.
-
     Source: PAPER "Theorem 1". Where log(k L) < 1 it counts as 1: a product with log 1 = 0 would promise no error at
         all for the only block of a backbone. "price of selection" is the rate's excess over that with factor 1.
     """
@@ -115,7 +114,6 @@ def full_finetuning_bound(
         params: r, all parameters.
         delta: Euclidean distance between tuned and pretrained parameters.
         confidence, empirical_error, constant: as for `subtuning_bound`.
-
     Source: PAPER "Theorem 1".
     """
     inputs = {"n": n, "params": params, "delta": delta, "constant": constant}
@@ -185,7 +183,6 @@ def bound_table(bounds: Sequence[Bound] | Mapping[str, Bound]) -> pd.DataFrame:
 
     Args:
         bounds: with different names, or label -> bound.
-
     Returns:
         Columns `bound`, `term`, `amount` (the term), `value` (of the whole bound), `of`, `confidence`, `vacuous`.
     """

@@ -23,21 +23,18 @@ from subtuning_lab.utils.validation import Is, Real, Several, Whole, checked
 _START = Mapped(Is(torch.Tensor), none=True)
 
 
-@checked(tuned=Is(TunedTask), head_start=_START)
+@checked(head_start=_START)
 def tuned_distance(tuned: TunedTask, head_start: Start | None = None) -> pd.DataFrame:
     """Delta of a tuned task: the Euclidean distance of its parameters from the pretrained ones.
 
     Args:
         tuned: the tuned task.
         head_start: weight and bias that the readout started from. It has no pretrained value: None measures from zero.
-
     Returns:
         Index `part`: the tuned parts in order, "all" (these together: the Delta of the subset) and "head". Columns
         `distance`, and `statistics`: the distance of BatchNorm's running statistics, which are no parameters.
-
     Raises:
         ValueError: a start whose tensors differ from the readout's in name or shape, or a pruned task.
-
     Source: PAPER "Theorem 1", ||theta~ - theta||_2 <= Delta.
     """
     _check_whole(tuned)
@@ -51,7 +48,7 @@ def tuned_distance(tuned: TunedTask, head_start: Start | None = None) -> pd.Data
     return pd.DataFrame.from_dict(rows, "index", columns=["distance", "statistics"]).rename_axis("part")
 
 
-@checked(tuned=Is(TunedTask), steps=Several(Real(0, above=True)), head_start=_START, batch_size=Whole(1))
+@checked(steps=Several(Real(0, above=True)), head_start=_START, batch_size=Whole(1))
 def linearization_gap(
     tuned: TunedTask,
     images: torch.Tensor,
@@ -70,15 +67,12 @@ def linearization_gap(
         steps: values of t, above 0. How small one may be depends on rounding.
         head_start: weight and bias that the readout moves from, as part of w; None keeps the tuned readout all the way.
         batch_size: images at a time.
-
     Returns:
         One row a step: `t`; `error`, the norm of the difference over the norm of the network's change since t = 0, over
         all images; `change`, root mean square of the latter per image; `agreement`, share of images with the same
         predicted class; `n`, images.
-
     Raises:
         ValueError: a start that doesn't fit the readout, a Siamese task, or one in which nothing moves.
-
     Source: PAPER "Theorem 1", f~(x) = f(x) + <psi(x), w>.
     """
     first, slope = taylor_logits(tuned, images, head_start=head_start, batch_size=batch_size)
@@ -93,7 +87,7 @@ def linearization_gap(
     return pd.DataFrame(rows, columns=["t", "error", "change", "agreement", "n"])
 
 
-@checked(tuned=Is(TunedTask), head_start=_START, batch_size=Whole(1))
+@checked(head_start=_START, batch_size=Whole(1))
 def taylor_logits(
     tuned: TunedTask, images: torch.Tensor, *, head_start: Start | None = None, batch_size: int = 64
 ) -> tuple[torch.Tensor, torch.Tensor]:

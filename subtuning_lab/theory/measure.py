@@ -83,7 +83,6 @@ def measure_bounds(
         half_prior: whether to add the bound of `half_prior_bound`, which trains every subset twice more.
         test: whether to add the test set's bound, by one use of `study.test` per subset.
         seed: of draws and of the choice of images; trainings have the study's first seed.
-
     Returns:
         One row per subset: `study` (title), `label`, `blocks`, `n` training images, `params` (the readout's not
         counted), `delta`, `head_delta` (from the readout's own random start), `feature_norm` (root mean square of
@@ -96,10 +95,8 @@ def measure_bounds(
         What they bound differs: "rademacher" the linearized network's error, "pac_bayes" that of the network with
         noise, "test_set" the network's own; "paper", whose constant is unknown, none. Fold fits have fewer training
         images than the fit that is bounded. `train_accuracy - accuracy` is no gap: it has different networks.
-
     Raises:
         ValueError: recipes that are Siamese or update BatchNorm statistics, or a price for an unknown label.
-
     Source: PAPER "Theorem 1"; the question is its reviewers'.
     """
     names, prices = _check_call(study, subsets), _prices(subsets, price)
@@ -159,7 +156,6 @@ def rank_correlations(
         resamples: of the bootstrap over subsets, each study's own.
         confidence: of its percentile interval.
         seed: of the bootstrap.
-
     Returns:
         One row per study and "all" (where there are several), bound and quantity: `study`, `bound`, `against`,
         `spearman`, `low`, `high`, `kendall` (tau-b), `n` subsets. Missing where one side is constant, e.g. where a

@@ -45,7 +45,6 @@ def binary_kl(q: float, p: float) -> float:
 
     Args:
         q, p: probabilities in [0, 1].
-
     Returns:
         At least 0; infinite where p is 0 or 1 and q is not.
     """
@@ -90,12 +89,10 @@ def monte_carlo_upper(errors: Sequence[float] | np.ndarray, failure: float) -> f
     Args:
         errors: at least 2 draws. Error rates, not only 0 and 1, so that plain Clopper-Pearson would not hold.
         failure: in (0, 1).
-
     Returns:
         The smaller of two, for half the failure each. One is good for few draws: Hoeffding's inequality in kl form
         and Clopper-Pearson with Bentkus' factor e, two bounds of the same tail, so that the smaller is free. The
         other, empirical Bernstein, is good for many draws that differ little, as error rates of n examples do.
-
     Source: Hoeffding (1963), theorem 1; Bentkus, On Hoeffding's Inequalities (2004); Maurer and Pontil, Empirical
         Bernstein Bounds (2009), theorem 4.
     """
@@ -142,7 +139,6 @@ def pac_bayes_bound(
         posteriors: how often draws were made on these data before one result was reported; None means once for every
             candidate of sigma.
         confidence: in (0, 1).
-
     Returns:
         Not a sum by nature: each term is what the bound grows by when that is added to those before, in the order of
         `terms`, so the first to come looks largest.
@@ -151,7 +147,6 @@ def pac_bayes_bound(
         kl(empirical error of Q, error of Q) <= (KL(Q, P) + log(2 sqrt(n) / failure)) / n. A union over priors adds
         the log of their number to KL. The empirical error of Q is known from draws alone; its upper bound takes
         `MONTE_CARLO_SHARE` of the failure probability, divided by `posteriors`.
-
     Source: Langford and Seeger (2001); Maurer, A Note on the PAC Bayesian Theorem (2004); Dziugaite and Roy (2017).
     """
     failure, divergence = 1 - confidence, gaussian_kl(delta, sigma)

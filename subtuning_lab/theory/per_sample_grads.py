@@ -108,11 +108,9 @@ def gradient_norms(
         image_size: side in pixels that images are resized to; None takes them as they are.
         chunk, direction_chunk: images, and directions on the class axis, at a time; None: as many as are fast and fit.
         memory_limit: bytes that a chunk may take, by `chunk_sizes`; None: a safe share of what is free.
-
     Raises:
         ValueError: a readout of another width, labels that are missing or out of range, or a part that mixes the images
             of a batch.
-
     Source: PAPER "Theorem 1", whose psi it is. Gradients per image come from inputs and output gradients (Goodfellow
         2015, "Efficient per-example gradient computations"); the random signs are Hutchinson's estimator.
     """

@@ -89,7 +89,6 @@ def rademacher_bound(
         since it doesn't depend on w. (3) By Cauchy-Schwarz and Jensen this is at most
         (2 / gamma) Delta sqrt(sum_i |psi(x_i)|^2) / n. (4) A union over subsets, radii and margins divides the
         failure probability by their number.
-
     Source: PAPER "Theorem 1"; Mohri, Rostamizadeh and Talwalkar, Foundations of Machine Learning, theorem 3.3; Maurer,
         A Vector-Contraction Inequality for Rademacher Complexities (2016), corollary 1.
     """

@@ -25,7 +25,7 @@ from subtuning_lab.theory.linearization import tuned_distance
 from subtuning_lab.theory.pac_bayes import gaussian_kl, kl_inverse, pac_bayes_bound
 from subtuning_lab.utils.containers import Either, Mapped, Numbers
 from subtuning_lab.utils.random import Stream, seeded
-from subtuning_lab.utils.validation import Is, Several, Whole, checked
+from subtuning_lab.utils.validation import Several, Whole, checked
 
 SIGMAS: dict[str, tuple[float, ...]] = {"blocks": geometric_grid(0.0025, 0.16), "head": geometric_grid(0.01, 5.12)}
 Sigmas = Mapping[str, Sequence[float]] | Sequence[float] | None
@@ -36,7 +36,7 @@ _ROWS = 250  # images at a time
 _NODES = 64  # of Gauss-Hermite quadrature
 
 
-@checked(tuned=Is(TunedTask))
+@checked
 def readout_start(tuned: TunedTask) -> Start:
     """Weight and bias that a study's readout started from, on the CPU; fixed before any image was seen.
 
@@ -48,7 +48,7 @@ def readout_start(tuned: TunedTask) -> Start:
     return {key: tensor.detach().cpu() for key, tensor in head.state_dict().items()}
 
 
-@checked(tuned=Is(TunedTask), split=Is(Split), **_NOISE)
+@checked(**_NOISE)
 def noisy_bound(
     tuned: TunedTask,
     split: Split,
@@ -92,7 +92,7 @@ def noisy_bound(
     return pac_bayes_bound(errors=errors, price=price, confidence=confidence, **chosen_noise)
 
 
-@checked(study=Is(Study), lr_share=POSITIVE, **_NOISE)
+@checked(lr_share=POSITIVE, **_NOISE)
 def half_prior_bound(
     study: Study,
     blocks: Blocks,
@@ -114,7 +114,6 @@ def half_prior_bound(
         blocks: the subset.
         lr_share: learning rates of the second training, as a share of the recipe's.
         sigmas, posteriors, price, confidence, seed: as for `measure_bounds`.
-
     Source: Ambroladze, Parrado-Hernandez and Shawe-Taylor (2006), Tighter PAC-Bayes Bounds.
     """
     blocks, task = in_order(study.backbone, blocks), replace(study.task, test=None, validation=None)
@@ -158,7 +157,6 @@ def posterior_errors(
         draws: networks.
         images_per_draw: images that each is scored on.
         seed: of noise and images.
-
     Raises:
         ValueError: a Siamese task, or a readout of several layers.
     """

@@ -7,8 +7,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from subtuning_lab.baselines.bn_adapt import SourceNetwork, with_readout_of, with_statistics
-from subtuning_lab.nets.chain import Chain
+from subtuning_lab import Chain, SourceNetwork, with_readout_of, with_statistics
 from tests.helpers import tiny_chain, tiny_split, tiny_task
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from subtuning_lab import Halving, Head2Toe, Race, Records, SignificantGain, Study, Task, fit_together, pair_profile
 from subtuning_lab.baselines.compare import (
     BASELINES,
     BEST_STAGE,
@@ -16,19 +17,11 @@ from subtuning_lab.baselines.compare import (
     random_subsets,
     stages,
 )
-from subtuning_lab.baselines.head2toe import Head2Toe
-from subtuning_lab.data.task import Task
-from subtuning_lab.engine.fit import fit_together
 from subtuning_lab.engine.recipe import Recipe, recipe_grid
 from subtuning_lab.search.exhaustive import best_window, exhaustive_search
 from subtuning_lab.search.greedy import greedy_subtuning
-from subtuning_lab.search.profiles import pair_profile
-from subtuning_lab.search.racing import Halving, Race
-from subtuning_lab.search.significance import SignificantGain
 from subtuning_lab.study import runner
-from subtuning_lab.study.records import Records
-from subtuning_lab.study.study import Study
-from tests.helpers import tiny_chain, tiny_split, tiny_task
+from tests.helpers import Forbidden, tiny_chain, tiny_split, tiny_task
 
 RECIPES = recipe_grid(Recipe(epochs=2, batch_size=8, head_lr=1e-2), lr=[1e-3, 1e-1], bn=["batch", "frozen"])
 SMALL = [Head2Toe(pool=6, share=share) for share in (0.5, 1.0)]
@@ -93,16 +86,6 @@ def test_searches_stand_beside_methods_with_all_they_cost(study):
         assert table.at[name, "test_accuracy"] == pytest.approx(study.test(found.blocks).mean)
     assert table.at["best window", "subsets"] == 5
     assert table.at["best window", "trainings"] == 5 * 4 * 4  # subsets x recipes x (folds x seeds)
-
-
-class Forbidden:
-    """Stands where the test split was."""
-
-    def __getattr__(self, name):
-        raise AssertionError(f"selection read test.{name}")
-
-    def __len__(self):
-        return 12
 
 
 def test_no_selection_path_reaches_the_test_split():

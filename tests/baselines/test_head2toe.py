@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from subtuning_lab import Chain, Split, set_trainable
 from subtuning_lab.baselines import head2toe
 from subtuning_lab.baselines.head2toe import Head2Toe, pooled, relevance
 from subtuning_lab.baselines.latest import Latest
-from subtuning_lab.data.task import Split
-from subtuning_lab.nets.chain import Chain, set_trainable
 from subtuning_lab.nets.cifar_resnet import lab_vit
 from subtuning_lab.nets.families import as_chain
 from tests.helpers import tiny_chain, tiny_split

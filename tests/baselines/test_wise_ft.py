@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from subtuning_lab import Recipe, Records, Split, Study, load_backbone, prune_blocks
 from subtuning_lab.baselines import wise_ft
 from subtuning_lab.baselines.latest import Latest
 from subtuning_lab.baselines.wise_ft import (
@@ -19,12 +20,6 @@ from subtuning_lab.baselines.wise_ft import (
     interpolation_curve,
     summarize_interpolation,
 )
-from subtuning_lab.data.task import Split
-from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.inference.prune import prune_blocks
-from subtuning_lab.nets.registry import load_backbone
-from subtuning_lab.study.records import Records
-from subtuning_lab.study.study import Study
 from tests.helpers import tiny_chain, tiny_split, tiny_task
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=3e-2)

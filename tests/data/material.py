@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from subtuning_lab.data.load import load_task
-from subtuning_lab.data.task import Split, Task
+from subtuning_lab import Split, Task, load_task
 
 
 def noise(n: int, seed: int = 0, side: int = 8) -> torch.Tensor:

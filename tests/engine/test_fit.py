@@ -11,13 +11,10 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
+from subtuning_lab import Chain, Recipe, Split, Study, set_trainable
 from subtuning_lab.data.images import StreamedImages
-from subtuning_lab.data.task import Split
 from subtuning_lab.engine.fit import ENGINES, fit_together
 from subtuning_lab.engine.optim import lr_factor
-from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.nets.chain import Chain, set_trainable
-from subtuning_lab.study.study import Study
 from tests.helpers import tiny_chain, tiny_split, tiny_task
 
 RECIPE = Recipe(epochs=3, batch_size=6, lr=1e-2, head_lr=0.1, weight_decay=0.2)

@@ -9,11 +9,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import subtuning_lab as lab
+from subtuning_lab import Chain, Recipe
 from subtuning_lab.engine import batches, fit, memory, shared_forward
 from subtuning_lab.engine.fit import ENGINES, fit_together
 from subtuning_lab.engine.memory import NotEnoughMemoryError, Prepared, is_out_of_memory, kept_for_backward
-from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.nets.chain import Chain
 from subtuning_lab.utils.memory import free_main_memory
 from tests.helpers import tiny_chain, tiny_split, tiny_task
 

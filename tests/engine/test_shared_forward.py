@@ -11,16 +11,15 @@ from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from subtuning_lab import Recipe, load_backbone
 from subtuning_lab.engine import batches as trunks
 from subtuning_lab.engine import shared_forward as one_pass
 from subtuning_lab.engine.fit import ENGINES, fit_together
 from subtuning_lab.engine.memory import Prepared, bytes_per_candidate, pack
-from subtuning_lab.engine.recipe import Recipe
 from subtuning_lab.nets.chain import Chain, copy_weights, set_trainable
 from subtuning_lab.nets.families import as_chain
 from subtuning_lab.nets.fuse import fold_batchnorm
-from subtuning_lab.nets.registry import load_backbone
-from tests.helpers import Residual, randomize_norms, tiny_chain, tiny_split
+from tests.helpers import Residual, own_blocks, randomize_norms, tiny_chain, tiny_split
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2, weight_decay=0.1, head_lr=3e-2)
 TRAIN, VALIDATION = tiny_split(16), tiny_split(9, seed=7)
@@ -323,12 +322,6 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
 
 # ---------------------------------------------------------------- blocks that are awkward to share
-
-
-def own_blocks(*blocks: nn.Module) -> Chain:
-    plain = tiny_chain()
-    torch.manual_seed(0)
-    return Chain(plain.stem, list(blocks), plain.tail, plain.num_features).double()
 
 
 def test_blocks_that_write_into_their_input():

@@ -2,11 +2,8 @@
 
 import pytest
 
-from subtuning_lab.engine.recipe import Recipe, recipe_grid
+from subtuning_lab import Recipe, Records, Study, recipe_grid, summarize_repeats
 from subtuning_lab.experiments.ablations import ABLATIONS, SUBTUNING, ablate, summarize_variants, variant_differences
-from subtuning_lab.experiments.low_data import summarize_repeats
-from subtuning_lab.study.records import Records
-from subtuning_lab.study.study import Study
 from tests.helpers import tiny_chain, tiny_task
 
 RECIPES = recipe_grid(Recipe(epochs=2, batch_size=8), lr=[1e-3, 1e-1])

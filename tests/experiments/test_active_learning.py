@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import kmeans_plusplus
 
 import subtuning_lab.study.runner as trainer
-from subtuning_lab.engine.recipe import Recipe, recipe_grid
+from subtuning_lab import Recipe, Records, Study, TunedTask, recipe_grid
 from subtuning_lab.experiments.active_learning import (
     _outputs,
     active_learning,
@@ -19,9 +19,6 @@ from subtuning_lab.experiments.active_learning import (
     strategy_names,
     summarize_queries,
 )
-from subtuning_lab.inference.tuned_task import TunedTask
-from subtuning_lab.study.records import Records
-from subtuning_lab.study.study import Study
 from tests.helpers import tiny_chain, tiny_task
 
 TASK = tiny_task(30)

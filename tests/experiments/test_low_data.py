@@ -3,13 +3,8 @@
 import pandas as pd
 import pytest
 
-from subtuning_lab.engine.recipe import Recipe, recipe_grid
+from subtuning_lab import Recipe, Records, SearchResult, Study, greedy_subtuning, method_differences, recipe_grid
 from subtuning_lab.experiments.low_data import _best_blocks, low_data_curves, summarize_repeats
-from subtuning_lab.experiments.tables import method_differences
-from subtuning_lab.search.exhaustive import SearchResult
-from subtuning_lab.search.greedy import greedy_subtuning
-from subtuning_lab.study.records import Records
-from subtuning_lab.study.study import Study
 from tests.helpers import tiny_chain, tiny_task
 
 RECIPES = recipe_grid(Recipe(epochs=2, batch_size=8), lr=[1e-3, 1e-1])

@@ -3,15 +3,10 @@
 import pytest
 import torch
 
-from subtuning_lab.engine.fit import fit_together
-from subtuning_lab.engine.recipe import Recipe
+from subtuning_lab import Recipe, Study, TunedTask, fit_pruned, fit_together, load_tuned, merge_tasks, pruning_table
 from subtuning_lab.experiments import pruning as pruning_study
-from subtuning_lab.experiments.pruning import fit_pruned, pruning_table
-from subtuning_lab.inference.merge import merge_tasks
 from subtuning_lab.inference.prune import prune_backbone, prune_blocks
-from subtuning_lab.inference.tuned_task import TunedTask, load_tuned
 from subtuning_lab.nets.chain import copy_weights, count_parameters
-from subtuning_lab.study.study import Study
 from tests.helpers import tiny_task
 from tests.inference.test_prune import chain_of
 

@@ -5,10 +5,8 @@ import pytest
 import torch
 
 import subtuning_lab.study.runner
+from subtuning_lab import Recipe, Records, Study, Task, greedy_subtuning, load_task, recipe_grid
 from subtuning_lab.data.corruptions.registry import corrupt
-from subtuning_lab.data.load import load_task
-from subtuning_lab.data.task import Task
-from subtuning_lab.engine.recipe import Recipe, recipe_grid
 from subtuning_lab.experiments.shift import (
     average_shifts,
     chosen_steps,
@@ -20,9 +18,6 @@ from subtuning_lab.experiments.shift import (
     stage_subsets,
     summarize_shifts,
 )
-from subtuning_lab.search.greedy import greedy_subtuning
-from subtuning_lab.study.records import Records
-from subtuning_lab.study.study import Study
 from tests.baselines.test_bn_adapt import source_chain
 from tests.helpers import tiny_split, tiny_task
 

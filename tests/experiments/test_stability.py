@@ -7,10 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.experiments.stability import profile_agreement, profile_stability
-from subtuning_lab.search.profiles import finetuning_profile
-from subtuning_lab.study.study import Study
+from subtuning_lab import Recipe, Study, finetuning_profile, profile_agreement, profile_stability
 from tests.helpers import tiny_chain, tiny_task
 
 NAMES = tuple("abcdefghi")

@@ -6,13 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from subtuning_lab.baselines.head2toe import Head2Toe
-from subtuning_lab.data.task import Task
-from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.experiments.reported import reported
+from subtuning_lab import Head2Toe, Recipe, Records, Study, Task, reported
 from subtuning_lab.experiments.vtab import CHOICES, best_head2toe, vtab_protocol, vtab_table
-from subtuning_lab.study.records import Records
-from subtuning_lab.study.study import Study
 from tests.helpers import tiny_chain, tiny_task
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2)

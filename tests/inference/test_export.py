@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from subtuning_lab import MergedNetwork, TunedTask, merge_tasks
 from subtuning_lab.inference.export import ABOUT, PackedConv2d, export_merged, optimize
-from subtuning_lab.inference.merge import MergedNetwork, merge_tasks
-from subtuning_lab.inference.tuned_task import TunedTask
 from tests.helpers import tiny_chain
 from tests.inference.test_merge import (
     BACKBONES,

@@ -19,12 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import subtuning_lab as lab
-from subtuning_lab.engine.recipe import Recipe
+from subtuning_lab import Recipe, Study, TunedTask, load_backbone
 from subtuning_lab.inference import hub
 from subtuning_lab.inference.hub import from_hub, model_card, push_to_hub, write_repository
-from subtuning_lab.inference.tuned_task import TunedTask
-from subtuning_lab.nets.registry import load_backbone
-from subtuning_lab.study.study import Study
 from subtuning_lab.utils.text import printable
 from tests.helpers import tiny_chain, tiny_task
 

@@ -7,9 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from subtuning_lab.inference.export import optimize
-from subtuning_lab.inference.latency import Latency, OneAfterAnother, compare_latency, measure_latency
-from subtuning_lab.inference.merge import merge_tasks
+from subtuning_lab import Latency, OneAfterAnother, compare_latency, measure_latency, merge_tasks, optimize
 from tests.helpers import tiny_chain
 from tests.inference.test_merge import tuned
 

@@ -12,15 +12,9 @@ from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.inference.merge import merge_tasks
-from subtuning_lab.inference.tuned_task import TunedTask
-from subtuning_lab.nets.chain import Chain, set_trainable
+from subtuning_lab import Chain, Recipe, Study, TunedTask, load_backbone, merge_tasks, part_table, set_trainable
 from subtuning_lab.nets.families import as_chain
-from subtuning_lab.nets.flops import part_table
-from subtuning_lab.nets.registry import load_backbone
-from subtuning_lab.study.study import Study
-from tests.helpers import Residual, randomize_norms, tiny_chain, tiny_task
+from tests.helpers import Residual, own_blocks, randomize_norms, tiny_chain, tiny_task
 
 
 def vision_transformer() -> Chain:
@@ -362,12 +356,6 @@ def test_moving_the_merged_network_leaves_backbone_and_tasks_where_they_are():
     assert all(p.dtype == torch.float32 for p in chain.parameters())
     assert tasks["a"].weights["block1"]["conv.weight"].dtype == torch.float32
     assert net(images_for(chain, 2, torch.float32))["a"].dtype == torch.float64
-
-
-def own_blocks(*blocks: nn.Module) -> Chain:
-    plain = tiny_chain()
-    torch.manual_seed(0)
-    return Chain(plain.stem, list(blocks), plain.tail, plain.num_features, input_size=(3, 8, 8)).double()
 
 
 def test_parts_that_write_into_their_input_do_not_spoil_other_rows():

@@ -12,16 +12,9 @@ from PIL import Image
 from torchvision.transforms import v2
 from typer.testing import CliRunner
 
+from subtuning_lab import Recipe, Split, Study, TunedTask, load_backbone, load_task, load_tuned, merge_tasks, optimize
 from subtuning_lab.cli.main import app
 from subtuning_lab.data.images import StreamedImages
-from subtuning_lab.data.load import load_task
-from subtuning_lab.data.task import Split
-from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.inference.export import optimize
-from subtuning_lab.inference.merge import merge_tasks
-from subtuning_lab.inference.tuned_task import TunedTask, load_tuned
-from subtuning_lab.nets.registry import load_backbone
-from subtuning_lab.study.study import Study
 from tests.helpers import tiny_chain
 from tests.inference.test_merge import tuned
 

@@ -9,16 +9,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from subtuning_lab import TunedTask, export_merged, load_backbone, load_tuned, merge_tasks, optimize, part_table
 from subtuning_lab.inference.checkpoint import read_task
-from subtuning_lab.inference.export import export_merged, optimize
 from subtuning_lab.inference.hub import model_card
-from subtuning_lab.inference.merge import merge_tasks
 from subtuning_lab.inference.prune import prune_backbone, prune_blocks
-from subtuning_lab.inference.tuned_task import TunedTask, load_tuned
 from subtuning_lab.nets.chain import Chain, copy_weights, count_parameters
 from subtuning_lab.nets.families import as_chain
-from subtuning_lab.nets.flops import part_table
-from subtuning_lab.nets.registry import load_backbone
 from subtuning_lab.theory.linearization import linearization_gap, tuned_distance
 from tests.helpers import Residual, randomize_norms, tiny_chain
 from tests.inference.test_tuned_task import rewrite

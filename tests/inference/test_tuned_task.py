@@ -19,11 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from subtuning_lab.engine.recipe import Recipe
+from subtuning_lab import Chain, Recipe, Study, TunedTask, load_tuned, set_trainable
 from subtuning_lab.inference.checkpoint import HEADER, checksum, read_task
-from subtuning_lab.inference.tuned_task import TunedTask, load_tuned
-from subtuning_lab.nets.chain import Chain, set_trainable
-from subtuning_lab.study.study import Study
 from tests.helpers import tiny_chain, tiny_task
 
 IMAGES = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -4,13 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from subtuning_lab.plots.ablations import (
-    plot_alphas,
-    plot_differences,
-    plot_interpolation,
-    plot_stability,
-    plot_variants,
-)
+from subtuning_lab import plot_alphas, plot_differences, plot_interpolation, plot_stability, plot_variants
 from tests.plots import texts, ticks
 
 

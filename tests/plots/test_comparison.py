@@ -6,14 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from subtuning_lab.plots.comparison import (
-    plot_confusion,
-    plot_curves,
-    plot_methods,
-    plot_strategies,
-    plot_trace,
-    plot_tradeoff,
-)
+from subtuning_lab import plot_confusion, plot_curves, plot_methods, plot_strategies, plot_trace, plot_tradeoff
 from tests.plots import texts, ticks
 
 NAMES = ("block1", "block2", "block3")

@@ -9,11 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
-from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.search.exhaustive import best_window, exhaustive_search
+from subtuning_lab import Recipe, Study, best_window, exhaustive_search
 from subtuning_lab.search.greedy import COLUMNS, greedy_subtuning
 from subtuning_lab.search.significance import SignificantGain, fold_difference, holm
-from subtuning_lab.study.study import Study
 from tests.helpers import tiny_chain, tiny_task
 
 

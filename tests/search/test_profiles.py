@@ -5,10 +5,8 @@ import statistics
 import pandas as pd
 import pytest
 
-from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.search.candidates import summarize
+from subtuning_lab import Recipe, Study, summarize
 from subtuning_lab.search.profiles import FULL_FINETUNING, LINEAR_PROBING, finetuning_profile, pair_profile
-from subtuning_lab.study.study import Study
 from tests.helpers import tiny_chain, tiny_task
 
 

@@ -12,13 +12,10 @@ from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 from scipy import stats
 
-from subtuning_lab.engine.recipe import Recipe
+from subtuning_lab import Recipe, Study, agreement_table, best_window, exhaustive_search, greedy_subtuning
 from subtuning_lab.search.candidates import chosen_rows
-from subtuning_lab.search.exhaustive import agreement_table, best_window, exhaustive_search
-from subtuning_lab.search.greedy import greedy_subtuning
 from subtuning_lab.search.racing import Halving, Race, not_behind
 from subtuning_lab.search.significance import SignificantGain, corrected_p, fold_difference, holm
-from subtuning_lab.study.study import Study
 from tests.helpers import tiny_chain, tiny_task
 
 

@@ -21,10 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import subtuning_lab.study.records
-from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.search.profiles import finetuning_profile
+from subtuning_lab import Recipe, Study, finetuning_profile
 from subtuning_lab.study.records import Records, RecordsError, record_key
-from subtuning_lab.study.study import Study
 from tests.helpers import tiny_chain, tiny_task
 
 ROW = {

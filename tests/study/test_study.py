@@ -12,18 +12,11 @@ import torch
 from sklearn import metrics
 
 import subtuning_lab.study.runner
-from subtuning_lab.baselines.head2toe import Head2Toe
-from subtuning_lab.data.task import Split, Task
-from subtuning_lab.engine.fit import fit_together
-from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.inference.tuned_task import TunedTask
+from subtuning_lab import Head2Toe, Recipe, Records, Split, Study, Task, TunedTask, fit_together, greedy_subtuning
 from subtuning_lab.search.candidates import chosen_rows
-from subtuning_lab.search.greedy import greedy_subtuning
 from subtuning_lab.search.profiles import finetuning_profile
-from subtuning_lab.study.records import Records
 from subtuning_lab.study.runner import usable_device
-from subtuning_lab.study.study import Study
-from tests.helpers import tiny_chain, tiny_split, tiny_task
+from tests.helpers import Forbidden, tiny_chain, tiny_split, tiny_task
 
 RECIPE = Recipe(epochs=2, batch_size=8, lr=1e-2)
 
@@ -92,16 +85,6 @@ def test_engines_and_packing_agree():
 
 
 # ---------------------------------------------------------------- selection never sees the test split
-
-
-class Forbidden:
-    """Stands where the test split was; whoever asks for anything of it fails."""
-
-    def __getattr__(self, name):
-        raise AssertionError(f"selection read test.{name}")
-
-    def __len__(self):
-        return 12
 
 
 def test_scores_and_profiles_never_touch_the_test_split():

@@ -7,21 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.inference.tuned_task import TunedTask
-from subtuning_lab.nets.chain import Chain
-from subtuning_lab.nets.registry import load_backbone
-from subtuning_lab.study.study import Study
-from subtuning_lab.theory.linearization import linearization_gap, tuned_distance
-from tests.helpers import tiny_chain, tiny_task
+from subtuning_lab import Chain, Recipe, Study, TunedTask, linearization_gap, load_backbone, tuned_distance
+from tests.helpers import readout, tiny_chain, tiny_task
 
 IMAGES = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def readout(width, classes=4, seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Linear(width, classes, dtype=torch.float64)
 
 
 def tuned_task(chain, ends, head=None):

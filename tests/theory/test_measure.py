@@ -12,10 +12,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.study.study import Study
-from subtuning_lab.theory.bounds import Bound
-from subtuning_lab.theory.linearization import linearization_gap
+from subtuning_lab import Bound, Recipe, Study, linearization_gap
 from subtuning_lab.theory.measure import BOUNDS, RADII, measure_bounds, rank_correlations
 from subtuning_lab.theory.weight_noise import noisy_bound, readout_start
 from tests.helpers import tiny_chain, tiny_task

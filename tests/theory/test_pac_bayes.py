@@ -17,6 +17,7 @@ from subtuning_lab.theory.pac_bayes import (
     monte_carlo_upper,
     pac_bayes_bound,
 )
+from tests.helpers import unit_directions
 
 NAN, INF = float("nan"), float("inf")
 DRAWS = tuple(np.linspace(0.05, 0.15, 200))
@@ -24,12 +25,6 @@ DRAWS = tuple(np.linspace(0.05, 0.15, 200))
 
 def pac_bayes(**changes):
     return pac_bayes_bound(**{"errors": DRAWS, "n": 1000, "delta": 3.0, "sigma": 0.5} | changes)
-
-
-def unit_directions(n, radii):
-    """Points (n * len(radii), 2) on circles."""
-    angles = np.arange(n) * 2 * np.pi / n
-    return np.concatenate([r * np.stack([np.cos(angles), np.sin(angles)], 1) for r in radii])
 
 
 # ---- the binary divergence -----------------------------------------------------------------------------------------

@@ -7,18 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from subtuning_lab.nets.chain import Chain
-from subtuning_lab.nets.registry import load_backbone
+from subtuning_lab import Chain, load_backbone
 from subtuning_lab.theory.per_sample_grads import chunk_sizes, gradient_norms
-from tests.helpers import tiny_chain
+from tests.helpers import readout, tiny_chain
 
 IMAGES = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def readout(width, classes=4, seed=0, **options):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Linear(width, classes, dtype=torch.float64, **options)
 
 
 def by_rows(chain, head, images, labels=None):

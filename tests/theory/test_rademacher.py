@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from subtuning_lab.theory.bounds import geometric_grid
-from subtuning_lab.theory.rademacher import empirical_rademacher, rademacher_bound, ramp_error
+from subtuning_lab import empirical_rademacher, geometric_grid, rademacher_bound, ramp_error
+from tests.helpers import unit_directions
 
 NAN, INF = float("nan"), float("inf")
 WORKED = {"n": 400, "delta": 0.5, "feature_norms": 2.0, "margin": 0.8}
@@ -18,12 +18,6 @@ WORKED = {"n": 400, "delta": 0.5, "feature_norms": 2.0, "margin": 0.8}
 
 def rademacher(**changes):
     return rademacher_bound(**WORKED | changes)
-
-
-def unit_directions(n, radii):
-    """Points (n * len(radii), 2) on circles."""
-    angles = np.arange(n) * 2 * np.pi / n
-    return np.concatenate([r * np.stack([np.cos(angles), np.sin(angles)], 1) for r in radii])
 
 
 def margins_of(logits, labels):

@@ -9,10 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from subtuning_lab.engine.recipe import Recipe
-from subtuning_lab.inference.tuned_task import TunedTask
-from subtuning_lab.study.study import Study
-from subtuning_lab.theory.linearization import tuned_distance
+from subtuning_lab import Recipe, Study, TunedTask, tuned_distance
 from subtuning_lab.theory.pac_bayes import kl_inverse, monte_carlo_upper
 from subtuning_lab.theory.weight_noise import SIGMAS, half_prior_bound, noisy_bound, posterior_errors, readout_start
 from tests.helpers import tiny_chain, tiny_split, tiny_task

@@ -50,7 +50,6 @@ def elastic_transform(
     Args:
         parameter: (amount, sigma, reach, side): the noise is uniform, blurred by `sigma` and multiplied by `amount`.
             All are in pixels of an image whose shorter side is `side`, and grow with the image.
-
     Source: the published scripts. Not equal: OpenCV rounds the first step's coordinates to 1/32 pixel, here they are
         exact; and the published pixels hold for images of 32 and 224 pixels alone, hence the growth.
     """

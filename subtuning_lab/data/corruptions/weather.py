@@ -82,7 +82,6 @@ def snow(x: torch.Tensor, parameter: tuple[float, ...], generators: Generators) 
     Args:
         parameter: (mean, deviation) of normal noise, its enlargement, the value from which it is a flake, radius and
             sigma of the flakes' motion in pixels, and the share of the image that is not whitened.
-
     Source: the published scripts; flakes are cut to 8 bits before and after they move by `smear`.
     """
     mean, deviation, enlarged, least, radius, sigma, share = parameter
@@ -131,7 +130,6 @@ def spatter(x: torch.Tensor, parameter: tuple[float, ...], generators: Generator
         parameter: (mean, deviation) of normal noise, the sigma in pixels that blurs it, the value from which it is
             liquid, then the strength of water or the sigma in pixels of mud, and 0 for water or 1 for mud.
         generators: one per image.
-
     Source: the published scripts. Not equal: where no drop is, they divide by 0, and the rare noise above 1 wraps
         around to 0; here the image stays as it is, and noise is cut to 1.
     """
