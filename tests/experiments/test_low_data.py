@@ -107,13 +107,3 @@ def test_differences_are_paired_by_repetition():
 def test_bad_sizes_are_named():
     with pytest.raises(ValueError, match="train_size"):
         low_data_curves(tiny_chain(), tiny_task(), [2], RECIPES, METHODS, progress=False)
-    with pytest.raises(ValueError, match="repeats"):
-        low_data_curves(tiny_chain(), tiny_task(), [12], RECIPES, METHODS, repeats=0, progress=False)
-    with pytest.raises(ValueError, match=r"sizes is \[\]"):
-        low_data_curves(tiny_chain(), tiny_task(), [], RECIPES, METHODS, progress=False)
-    with pytest.raises(ValueError, match=r"methods\[0\] is 'prompts'; it must be one of .*best window"):
-        low_data_curves(tiny_chain(), tiny_task(), [12], RECIPES, ["prompts"], progress=False)
-    with pytest.raises(TypeError, match="recipes is <generator"):
-        low_data_curves(tiny_chain(), tiny_task(), [12], (own for own in RECIPES), METHODS, progress=False)
-    with pytest.raises(ValueError, match=r"methods is \[\]"):
-        low_data_curves(tiny_chain(), tiny_task(), [12], RECIPES, [], progress=False)

@@ -47,9 +47,3 @@ def test_a_caller_cannot_change_the_facts():
     table = reported("low_data")
     table["accuracy"] = 1.0
     assert official_recipe("latency")["batch_size"] == 1 and reported("low_data").accuracy.lt(1).any()
-
-
-@pytest.mark.parametrize("call", [reported, official_recipe])
-def test_unknown_names_are_refused_with_the_known_ones(call):
-    with pytest.raises(ValueError, match="is 'resnet5000'; it must be one of .*,"):
-        call("resnet5000")

@@ -222,7 +222,5 @@ def test_bad_input_is_named_before_the_first_training(options, monkeypatch):
         shift_study(source_chain(), task, SHIFTS, RECIPES, ["prompts"], **options)
     with pytest.raises(ValueError, match="give at least one shift"):
         shift_study(source_chain(), task, [], RECIPES, **options | {"new_tasks": []})
-    with pytest.raises(ValueError, match="repeats"):
-        shift_study(source_chain(), task, SHIFTS, RECIPES, **options | {"repeats": 0})
     with pytest.raises(ValueError, match="no test split"):
         shift_study(source_chain(), Task("t", task.classes, task.train, None), SHIFTS, RECIPES, **options)

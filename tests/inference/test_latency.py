@@ -126,7 +126,6 @@ def test_one_after_another_runs_all():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image_size": (8, 8, 8)}, r"image_size is \(8, 8, 8\); .* or \(height, width\)"),
         ({"device": "abacus"}, "device is 'abacus'; torch has none of this name here"),
         ({"device": "meta"}, "device is meta, where nothing is computed"),
         ({"device": "cuda:99"}, "device is 'cuda:99'; torch has none"),

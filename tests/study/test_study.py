@@ -304,12 +304,8 @@ def test_candidates_run_on_some_folds_and_for_fewer_epochs():
     assert some["accuracy"].tolist()[:2] == short["accuracy"].tolist()[2::-2]
     everything = study.candidate_scores(candidates)
     assert everything.drop(columns=["candidate"]).equals(study.all_scores([["block1"], []]).drop(columns=["recipe"]))
-    for wrong, message in (
-        ({"folds": [3]}, "folds is \\[3\\]"),
-        ({"seeds": []}, "seeds is"),
-        ({"epochs": 9}, "epochs"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for wrong in ({"folds": [3]}, {"epochs": 9}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is "):
             study.candidate_scores(candidates, **wrong)
 
 
@@ -489,9 +485,6 @@ def test_a_study_with_other_arguments_is_what_a_new_one_is():
         assert numbers(other.scores([["block2"]])).equals(numbers(new.scores([["block2"]]))), name
         assert other.records is store and other.parts.equals(new.parts)
     assert (study.n_folds, study.seeds, study.recipes, study.task.name) == (2, (0,), (RECIPE,), "tiny")
-    for wrong in ({"folds": 0}, {"seeds": ()}, {"seeds": (i for i in (0, 1))}, {"task": "digits"}, {"score": "f1"}):
-        with pytest.raises((TypeError, ValueError), match=f"{next(iter(wrong))} is "):
-            study.with_(**wrong)
 
 
 def test_every_score_is_looked_up_once(monkeypatch):
@@ -660,35 +653,10 @@ def test_apples_device_is_picked_where_it_can_be(monkeypatch):
     assert usable_device("cpu").type == "cpu" and tried == ["mps", "cpu", "cpu"]
 
 
-WRONG = {
-    "recipe": [None, "recipe", [], (recipe for recipe in [RECIPE]), [RECIPE, "other"]],
-    "folds": [0, 2.0, True, None, "5"],
-    "seeds": [(), 3, (s for s in (0, 1)), (0, 0), (-1,), (0.5,), None],
-    "device": ["meta", "abacus", 3],
-    "engine": ["fast", None],
-    "records": [3, b"r.sqlite"],
-    "memory_limit": [-1, 1e9, "all"],
-    "progress": [None, "yes", 1],
-    "score": ["f1", None],
-    "task": [None, "digits"],
-    "backbone": [None, "lab-resnet"],
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_arguments_are_named_before_anything_is_done(name):
-    for value in WRONG[name]:
-        options = {"backbone": tiny_chain(), "task": tiny_task(), "recipe": RECIPE} | {name: value}
-        with pytest.raises((TypeError, ValueError), match=rf"^{name}(\[\d\])? is .*must be"):
-            Study(**options)
-
-
-@pytest.mark.parametrize("wrong", [None, "block1", 3, [3], object()])
-def test_what_is_no_subset_is_named(wrong):
-    study = new_study(progress=lambda *step: pytest.fail("trained"))
-    for call in (study.count_parameters, study.recipe_of, study.fit, study.test, lambda blocks: study.scores([blocks])):
-        with pytest.raises((TypeError, ValueError), match=r"(blocks|what|subsets\[0\]) is .*must be"):
-            call(wrong)
+@pytest.mark.parametrize("device", ["meta", "abacus"])
+def test_devices_that_compute_nothing_are_named(device):
+    with pytest.raises(ValueError, match="^device is .*must be"):
+        new_study(device=device)
 
 
 def test_numpys_integers_are_integers():
