@@ -131,7 +131,8 @@ def compare_methods(
         raise ValueError(f"unknown method {unknown[0]!r}; there are {', '.join(method_names())}")
     if chosen is None:
         chosen = next((search.blocks for search in searches.values()), None)
-    needy = [name for name in methods if _needs_chosen(name)]
+    go_by_chosen = [RANDOM_SIZE, RANDOM_PARAMETERS, *(name for name, b in BASELINES.items() if b.blocks == _CHOSEN)]
+    needy = [name for name in methods if name in go_by_chosen]
     if needy and not chosen:
         raise ValueError(f"{needy[0]} goes by a chosen subset of at least one block: give `chosen`, or a search")
     like = None if chosen is None else tuple(chosen)
@@ -149,7 +150,8 @@ def compare_methods(
         elif name == BEST_STAGE:
             rows.append(_subset_row(study, name, stages(study.block_names), door))
         else:
-            rows.append(_baseline_row(study, name, like, door))
+            variant = study.variant(**BASELINES[name].choices)
+            rows.append(_subset_row(variant, name, [_tuned_by(study, name, like)], door))
     rows += [_subset_row(study, name, [blocks], door) for name, blocks in named.items()]
     rows += [_search_row(study, name, search, door) for name, search in searches.items()]
     return pd.DataFrame(rows)
@@ -213,15 +215,6 @@ def grid_caption(study: Study) -> str:
         f"every method is trained with each of {words}, and counts with its best on {places} x "
         f"{len(study.seeds)} seeds"
     )
-
-
-def _needs_chosen(name: str) -> bool:
-    return name in (RANDOM_SIZE, RANDOM_PARAMETERS) or (name in BASELINES and BASELINES[name].blocks == _CHOSEN)
-
-
-def _baseline_row(study: Study, name: str, like: tuple[str, ...] | None, door: _Door) -> dict[str, Any]:
-    """A method that is one subset with a changed recipe."""
-    return _subset_row(study.variant(**BASELINES[name].choices), name, [_tuned_by(study, name, like)], door)
 
 
 def _tuned_by(study: Study, name: str, like: tuple[str, ...] | None) -> tuple[str, ...]:

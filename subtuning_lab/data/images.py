@@ -297,8 +297,6 @@ def load_images(items: Items, size: tuple[int, int], limit: int, progress: str |
         progress: label of a progress bar on stderr; None shows none.
     Returns:
         uint8 tensor (n, 3, H, W), or `StreamedImages` of that shape.
-    Raises:
-        FileNotFoundError, ValueError: as `decode_images`.
     """
     if 3 * size[0] * size[1] * len(items) <= limit:
         return decode_images(items, size, progress)

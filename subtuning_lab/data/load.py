@@ -71,8 +71,7 @@ def load_task(
     Returns:
         The task, named `spec`.
     Raises:
-        ValueError: an unknown name, a number out of range, damaged images, a class without images, a bad line.
-        TypeError: a number that is not an integer, a spec that is not a string.
+        ValueError: an unknown name, damaged images, a class without images, a bad line.
         FileNotFoundError: a missing folder, list, image or data set.
         ConnectionError: a download failed.
     Warns:
@@ -137,8 +136,6 @@ def list_images(
         base: a spec without corruptions.
         train_size, test_size, seed: of generated tasks; others are listed whole.
         data_dir, download: as of `load_task`.
-    Raises:
-        ValueError, FileNotFoundError, ConnectionError: as `load_task`.
     """
     kind, _, path = base.partition(":")
     if kind in _LISTED and path:

@@ -118,8 +118,6 @@ def fold_pairs(labels: np.ndarray, classes: Sequence[str], k: int, seed: int) ->
         seed: of the shuffling.
     Returns:
         k pairs (train_indices, validation_indices), int64 and sorted.
-    Raises:
-        ValueError: k above n.
     """
     n, counts = len(labels), np.bincount(labels, minlength=len(classes))
     held, needed = round(HOLDOUT * n), max(k, 2)

@@ -94,8 +94,7 @@ class Task:
             "imagenet/train"; "cifar10" alone where the part is not known. A backbone that was pretrained on these has
             seen the task, which its bounds and its scores don't allow for. Not part of the fingerprint.
     Raises:
-        ValueError: fewer than two classes, names that are not different or hold control characters, a label out of
-            range, sizes that differ.
+        ValueError: names that hold control characters, a label out of range, sizes that differ.
     """
 
     name: Annotated[str, Text()]
@@ -206,8 +205,7 @@ class Task:
             seed: of the shuffling; the same seed gives the same folds.
         Returns:
             k pairs (train_indices, validation_indices), int64 and sorted.
-        Raises:
-            ValueError: more folds than images.
+
         Warns:
             UserWarning: a class with fewer images than folds, which then lacks in some of them.
         """
@@ -227,8 +225,6 @@ class Task:
             seed: of the choice.
         Returns:
             A new task; without `validation`, unless all images are kept.
-        Raises:
-            ValueError: train_size below the number of classes or above the number of training images.
         """
         if train_size == len(self.train):
             return self

@@ -145,7 +145,6 @@ def vtab_sized(name: str, root: Path, download: bool, advice: str = "") -> Listi
         root, download, advice: as for `published`.
     Raises:
         ValueError: too few images, or of one class.
-        ConnectionError, FileNotFoundError: as `published`.
     """
     name = name.removeprefix("vtab-")
     classes, parts, test = _listed(name, root, download, advice)

@@ -23,7 +23,6 @@ from subtuning_lab.nets.chain import Chain, copy_weights, count_parameters, in_o
 from subtuning_lab.nets.flops import part_table
 from subtuning_lab.nets.inputs import logits_of
 from subtuning_lab.nets.narrow import narrow_parts
-from subtuning_lab.study.results import TestResult
 from subtuning_lab.study.study import Blocks, Study
 from subtuning_lab.utils.validation import OneOf, Real, Several, Whole, checked
 
@@ -192,7 +191,10 @@ class _Variant(NamedTuple):
         row = {"pruned": self.pruned, **way, "params": count_parameters(chain, self.task.blocks)}
         row |= {"flops": int(part_table(chain, size)["flops"].sum()), "file_bytes": _file_bytes(self.task)}
         row |= {"accuracy": self.scores.mean(), "std": self.scores.std(), "n": len(self.scores)}
-        return row | (_tested(self.study.test(self.what)) if test else {})
+        if not test:
+            return row
+        result = self.study.test(self.what)
+        return row | {"test_accuracy": result.mean, "test_std": result.std, "test_n": len(result.accuracies)}
 
 
 def _before(study: Study, names: tuple[str, ...], pruning: Pruning, whole: TunedTask) -> _Variant:
@@ -244,10 +246,6 @@ def _tuned_on(pruned: TunedTask, train: Split, recipe: Recipe, epochs: int, seed
 def _file_bytes(task: TunedTask) -> int:
     with tempfile.TemporaryDirectory() as folder:
         return task.save(Path(folder) / "task.safetensors").stat().st_size
-
-
-def _tested(result: TestResult) -> dict[str, Any]:
-    return {"test_accuracy": result.mean, "test_std": result.std, "test_n": len(result.accuracies)}
 
 
 def _checked(study: Study, blocks: Blocks, when: Sequence[str], tune_on: int) -> tuple[str, ...]:

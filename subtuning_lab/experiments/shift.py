@@ -125,7 +125,7 @@ def shift_studies(
         _parsed(corruption)  # a misspelt one must not wait for its turn
     store = opened(records)
     grid = list(check_recipes(recipes))
-    renewed = list(dict.fromkeys(_with_new_readout(recipe) for recipe in grid))
+    renewed = list(dict.fromkeys(replace(r, head_start="random") if r.head_start == "source" else r for r in grid))
     for task, corruption in [(source_task, name) for name in wanted] + [(task, None) for task in new_tasks]:
         test = task.test if corruption is None else corrupted(task.test, corruption, part=1)
         for repeat in range(repeats):
@@ -285,10 +285,6 @@ def _parsed(corruption: str) -> list[tuple[str, int]]:
     if not corruptions:
         raise ValueError(f"corruption is {corruption!r}; write name@severity, e.g. contrast@5")
     return corruptions
-
-
-def _with_new_readout(recipe: Recipe) -> Recipe:
-    return replace(recipe, head_start="random") if recipe.head_start == "source" else recipe
 
 
 def _pooled(profiles: Sequence[Profile]) -> Profile:

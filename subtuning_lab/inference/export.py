@@ -254,7 +254,8 @@ def _fold(net: nn.Module, paths: list[str], images: torch.Tensor) -> None:
 def _pack(net: nn.Module, images: torch.Tensor) -> None:
     """Puts packed convolutions in the place of the network's own, in place."""
     modules = dict(net.named_modules(remove_duplicate=False))
-    paths = [path for path, module in modules.items() if type(module) is nn.Conv2d and _is_plain(module)]
+    convs = {path: module for path, module in modules.items() if type(module) is nn.Conv2d}
+    paths = [p for p, c in convs.items() if c.padding_mode == "zeros" and not isinstance(c.padding, str)]
     packed: dict[nn.Module, nn.Module] = {}
     for path, x in _inputs(net, paths, images).items():
         conv = modules[path]
@@ -262,10 +263,6 @@ def _pack(net: nn.Module, images: torch.Tensor) -> None:
             packed[conv] = PackedConv2d(conv, x.shape)
         net.set_submodule(path, packed[conv])
     net.eval()
-
-
-def _is_plain(conv: nn.Conv2d) -> bool:
-    return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
 
 def _check_packable(net: nn.Module, mode: str | None) -> None:

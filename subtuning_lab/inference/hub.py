@@ -209,13 +209,8 @@ def _metadata(tuned: TunedTask) -> ModelCardData:
         blocks=list(in_order(tuned.backbone, tuned.blocks)),
         siamese=tuned.siamese,
         recipe=_recipe(tuned),
-        scores={printable(name): _plain(value) for name, value in tuned.scores.items()},
+        scores={printable(name): value for name, value in tuned.scores.items()},
     )
-
-
-def _plain(value: object) -> object:
-    """A number that YAML knows; a study's means are numpy's."""
-    return value.item() if hasattr(value, "item") else value
 
 
 def _loading(name: str) -> str:

@@ -55,7 +55,8 @@ class MergedNetwork(nn.Module):
                 self.tuned[str(i)] = nn.ModuleList(
                     narrowed(parts[i], tasks[name].weights[step.part]) for name in step.tuned
                 )
-        self.heads = nn.ModuleList(_head(task, backbone) for task in tasks.values())
+        heads = {name: task.empty_head().to(backbone.mean).requires_grad_(False) for name, task in tasks.items()}
+        self.heads = nn.ModuleList(narrowed(head, tasks[name].weights["head"]) for name, head in heads.items())
         if keep_original:
             self.original = nn.Identity() if backbone.source_head is None else shell(backbone.source_head)
         self.train()
@@ -158,10 +159,6 @@ def _examine(backbone: Chain, parts: list[nn.Module], image_size: int | None) ->
     if mixing:
         raise ValueError(f"{mixing[0]} of {backbone.name} mixes the images of a batch; its rows can't be merged")
     return in_place
-
-
-def _head(task: TunedTask, backbone: Chain) -> nn.Module:
-    return narrowed(task.empty_head().to(backbone.mean).requires_grad_(False), task.weights["head"])
 
 
 def _preparation(tasks: Mapping[str, TunedTask]) -> Preparation:

@@ -71,10 +71,10 @@ class Schedule:
     def table(self) -> pd.DataFrame:
         """One row a part, by name: `position`; `frozen_rows` and `tuned_rows` for each image; `trunk`, whether the
         pretrained network's rows are among the frozen ones; the tasks that are `shared_by` and `tuned_by`."""
-        rows = [
-            (step.part, i, len(step.shared), len(step.tuned), TRUNK in step.shared, _tasks(step.shared), step.tuned)
-            for i, step in enumerate(self.steps)
-        ]
+        rows = []
+        for i, step in enumerate(self.steps):
+            tasks = tuple(member for member in step.shared if member is not TRUNK)
+            rows.append((step.part, i, len(step.shared), len(step.tuned), TRUNK in step.shared, tasks, step.tuned))
         columns = ["part", "position", "frozen_rows", "tuned_rows", "trunk", "shared_by", "tuned_by"]
         return pd.DataFrame(rows, columns=columns).set_index("part")
 
@@ -167,10 +167,6 @@ def plan_rows(
         tensors = [tuple(shared)] * bool(shared) + [(task,) for task in alone + joining]
     features = {m: next(_runs(tensors, [m])) for tensor in tensors for m in tensor}
     return Schedule(subsets, tuple(steps), features, frozenset(siamese), keep_original)
-
-
-def _tasks(members: tuple[str | None, ...]) -> tuple[str, ...]:
-    return tuple(m for m in members if m is not TRUNK)
 
 
 def _runs(tensors: list[tuple[str | None, ...]], members: list[str | None]) -> Iterator[Rows]:

@@ -126,7 +126,7 @@ def _algorithm_1(plan: GreedyResult, rounds: Rounds) -> GreedyResult:
     names = plan.block_names
     chosen = path = () if plan.direction == "forward" else names  # the path runs a round ahead after a failed race
     start = rounds(0, None, {"": chosen}).assign(direction=plan.direction, round=0, candidate="", gain=math.nan)
-    best_score, paid = _or_lowest(start["score"].iloc[0]), 0  # of the last round that paid
+    best_score, paid = start["score"].fillna(-math.inf).iloc[0], 0  # of the last round that paid; one diverged is below
     trace, complete = [start.assign(kept=True, forced=False)], True
     for number in range(1, (plan.most if plan.direction == "forward" else len(names)) + 1):
         candidates = _neighbours(plan, path)
@@ -224,8 +224,3 @@ def _better(results: Sequence[GreedyResult]) -> GreedyResult:
     if len(results) > 1:  # a subset that both have scored
         scores = scores.drop_duplicates(["blocks", "fold", "seed"], ignore_index=True)
     return replace(best, trace=trace, scores=scores, direction=direction, complete=complete)
-
-
-def _or_lowest(score: float) -> float:
-    """A diverged start is below everything."""
-    return -math.inf if math.isnan(score) else score

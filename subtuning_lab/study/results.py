@@ -53,19 +53,14 @@ class TestResult:
         """
         if self.confusion is None:
             raise ValueError("there is no confusion matrix; every training diverged")
-        counts = self.confusion.to_numpy()
+        counts, seeds = self.confusion.to_numpy(), int(np.isfinite(self.accuracies).sum())  # those that gave a score
         right, wrong = np.diag(counts).astype(float), counts - np.diag(np.diag(counts))
         with np.errstate(invalid="ignore"):
-            table = {"images": counts.sum(1) // max(1, self._seeds), "accuracy": right / counts.sum(1)}
+            table = {"images": counts.sum(1) // max(1, seeds), "accuracy": right / counts.sum(1)}
             table["precision"] = right / counts.sum(0)
         names = self.confusion.columns
         table["taken_for"] = [names[row.argmax()] if row.any() else None for row in wrong]
         return pd.DataFrame(table, index=self.confusion.index.rename("class"))
-
-    @property
-    def _seeds(self) -> int:
-        """Trainings that gave a score."""
-        return int(np.isfinite(self.accuracies).sum())
 
 
 def confusion_table(counts: Sequence[Confusion | None], classes: Sequence[str]) -> pd.DataFrame | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -168,7 +168,8 @@ def posterior_errors(
     trunk = logits_of(lambda images: _before(network, fork, images), split.images, _ROWS, tuned.backbone.mean.device)
     trunk = trunk.to(tuned.backbone.mean.device)
     if fork == len(tuned.backbone.part_names):
-        exact = torch.cat([_error_chances(network.head, *pair, head_sigmas) for pair in _paired(trunk, split)])
+        batches = zip(trunk.split(_ROWS), split.labels.split(_ROWS), strict=True)
+        exact = torch.cat([_error_chances(network.head, *batch, head_sigmas) for batch in batches])
         return exact.mean(0).expand(len(sigmas), draws, -1)
 
     def score(sigma: float, numbers: torch.Tensor) -> torch.Tensor:
@@ -198,10 +199,6 @@ def _before(network: nn.Module, fork: int, images: torch.Tensor) -> torch.Tensor
     for part in network.backbone.parts[:fork]:
         x = part(x)
     return x
-
-
-def _paired(features: torch.Tensor, split: Split) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-    return zip(features.split(_ROWS), split.labels.split(_ROWS), strict=True)
 
 
 def _noisy_features(
