@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(INSTALL) -e '.[test]'
 	touch $@
 
-reproduce: setup  ## run the notebooks and build the report (SECTION=01 PRESET=quick|gpu|paper JOBS=1)
+reproduce: setup  ## run the notebooks and build the report (SECTION=01 PRESET=quick|real|gpu|paper JOBS=1)
 	$(BIN)/subtuning-lab reproduce $(SECTION) --preset $(or $(PRESET),quick) --jobs $(JOBS)
 
 test: setup  ## run all tests, side by side on all cores

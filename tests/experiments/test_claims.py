@@ -1,5 +1,7 @@
 """Verdicts follow from cases, cases from tables by Student's t, and what ships says what the page says."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -60,6 +62,12 @@ def test_the_shipped_page_is_what_the_tables_say():
     shipped = claim_cases(ROOT / "docs" / "results")
     assert (ROOT / "docs" / "verdicts.md").read_text() == verdict_page(shipped)
     assert [claim.text for claim in CLAIMS] == verdicts(shipped)["claim"].tolist()
+
+
+def test_the_first_page_quotes_verdicts_of_today():
+    quoted = dict(re.findall(r"^  - (.+): \*(.+)\*$", (ROOT / "README.md").read_text(), re.MULTILINE))
+    told = verdicts(claim_cases(ROOT / "docs" / "results")).set_index("claim")["verdict"]
+    assert len(quoted) == 5 and quoted == told[[*quoted]].to_dict()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "results").glob("*.csv")), ids=lambda path: path.stem)
