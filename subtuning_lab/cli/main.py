@@ -39,7 +39,7 @@ def reproduce(
     sections: Annotated[
         list[str] | None, typer.Argument(help="Notebooks by number, name or stem; none means all.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="A table of notebooks/presets.toml: quick, real, gpu or paper.")] = "quick",
+    preset: Annotated[str, typer.Option(help="Of notebooks/presets.toml: quick, real, gpu or paper.")] = "quick",
     jobs: Annotated[int, typer.Option(help="Notebooks to run at once; they share the cores.")] = 1,
     results: Annotated[
         Path, typer.Option(parser=file_path, help="Folder for executed notebooks, pages and the report.")

@@ -178,7 +178,9 @@ def cut_module(
     modules = dict(model.named_modules())
     names = [blocks] if isinstance(blocks, str) else [*blocks]
     if unknown := [name for name in (*names, features) if name is not None and name not in modules]:
-        raise ValueError(f"{type(model).__name__} has no module {', '.join(unknown)}; it has {', '.join(modules)[2:]}")
+        kind, known = type(model).__name__, ", ".join(modules)[2:]
+        what = "blocks" if set(unknown) & set(names) else "features"
+        raise ValueError(f"{what} is {', '.join(map(repr, unknown))}, which is no module of {kind}; it has {known}")
     names = children_of(model, blocks) if isinstance(blocks, str) else names
     if not names:
         raise ValueError(f"blocks is {blocks!r}, which names no blocks; name a container of some, or a list of blocks")

@@ -79,11 +79,6 @@ CALLS = {
         ValueError,
         "w.safetensors is not a readable",
     ),
-    "family without chain": (
-        lambda c: lab.load_backbone("test_nfnet", "random"),
-        TypeError,
-        "NormFreeNet.*Chain\\(stem",
-    ),
     "unknown block dropped": (
         lambda c: lab.load_backbone("cifar_resnet8", "random", drop_blocks=["layer7.0"]),
         ValueError,

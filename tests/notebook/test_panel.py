@@ -5,14 +5,19 @@ import io
 
 import ipywidgets as widgets
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from subtuning_lab import notebook
+from subtuning_lab.criteria.score import score_blocks
+from subtuning_lab.search.profiles import Profile
 from tests.helpers import tiny_chain, tiny_task
 from tests.notebook import MERGED, RATES, alpha_table, search, shift_profiles, size_table
+from tests.plots.test_claims import table
 
 #: name -> arguments, given a study and its profile
+CLAIMS = [table(("here", 0.1, 0.0, 0.2)), table(("there", 0.3, 0.1, 0.5)).assign(claim="another")]
 PANELS = {
     "StudyPanel": lambda study, profile: {"tasks": ["digits", "position"], "train_size": 40},
     "ProfilePanel": lambda study, profile: {"profiles": {1: profile, 2: profile.table.assign(accuracy=0.4)}},
@@ -24,6 +29,11 @@ PANELS = {
     "ShiftPanel": lambda study, profile: {"task": tiny_task(), "profiles": shift_profiles()},
     "BoundPanel": lambda study, profile: RATES,
     "MergePanel": lambda study, profile: {"backbone": tiny_chain(), "tasks": MERGED, "image_size": 8},
+    "RealPanel": lambda study, profile: {"notebook": "04", "cases": pd.concat(CLAIMS)},
+    "CriterionPanel": lambda study, profile: {
+        "profiles": {"t": profile, "u": Profile(profile.table.assign(accuracy=0.4), profile.scores, 1, "u")},
+        "scores": dict.fromkeys("tu", score_blocks(study, ["parameters", "cka"])),
+    },
 }
 
 

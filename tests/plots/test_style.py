@@ -8,7 +8,7 @@ import pytest
 import subtuning_lab as lab
 from subtuning_lab.plots import style
 from subtuning_lab.theory.bounds import bound_table
-from tests.plots import test_ablations, test_bounds, test_comparison, test_merge, test_profiles, test_shift
+from tests.plots import test_ablations, test_bounds, test_claims, test_comparison, test_merge, test_profiles, test_shift
 
 VARIANTS = pd.DataFrame({"subset": ["a"], "method": ["x"], "accuracy": [0.5], "std": [0.1], "n": [3]})
 GAPS = pd.DataFrame({"subset": ["a"], "variant": ["x"], "difference": [0.1], "error": [np.nan], "n": [2]})
@@ -16,6 +16,7 @@ CURVE = pd.concat([VARIANTS.assign(alpha=0.5, images=images) for images in ("tar
 CALLS = {
     "plot_alphas": (CURVE, 0.5),
     "plot_against_gap": (test_bounds.GAPS, "paper"),
+    "plot_cases": (test_claims.table(("here", 0.1, 0.0, 0.2)),),
     "plot_choices": (test_merge.CHOICES, "ratio"),
     "plot_confusion": (test_comparison.CONFUSION,),
     "plot_curves": (test_comparison.TABLE.assign(train_size=5),),

@@ -158,6 +158,7 @@ class Material:
         return lab.write_repository(self.tuned, self.path("repository"))
 
 
+LAYOUT = torch.channels_last
 MERGED = "Several merged tasks answer faster than separate networks"
 CHOOSE = {"LP": lambda study: []}
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -207,7 +208,7 @@ RIGHT: dict[str, Callable[[Material], dict[str, Any]]] = {
         self=lab.Prepared(m.chain), example=IMAGES, subsets=[frozenset(["block1"])], recipes=[lab.Recipe()]
     ),
     "Prepared.costs": lambda m: dict(self=lab.Prepared(m.chain), example=IMAGES, subsets=[frozenset()], batch_size=4),
-    "Prepared.shared": lambda m: dict(self=lab.Prepared(m.chain), example=IMAGES, fold=True),
+    "Prepared.shared": lambda m: dict(self=lab.Prepared(m.chain), example=IMAGES, fold=True, layout=LAYOUT),
     # inference
     "TunedTask": lambda m: dict(backbone=m.chain, blocks=[], weights={"head": ZEROS}, classes=("a", "b", "c")),
     "TunedTask.accuracy": lambda m: dict(self=m.tuned, split=m.task.test),

@@ -99,7 +99,7 @@ def test_report_shows_figure_tables_time_and_escapes(tmp_path):
     executed_notebook(tmp_path / "01_profiles.ipynb")
     page = build_report(tmp_path).read_text()
     assert "Profiles &lt;of&gt; blocks" in page and "<of>" not in page and "5 &lt; 6 &amp; so on" in page
-    assert page.count("<table>") == 2 and "94.0%" in page and "not available" in page
+    assert page.count("<table>") == 3 and "On real networks" in page and "94.0%" in page and "not available" in page
     assert 'src="data:image/png;base64,' in page and 'alt="Figure: ' in page
     assert "done in 12 s" in page and "n = 200" in page and "an abacus" in page
     assert not LOADS.search(page)
