@@ -214,7 +214,7 @@ REFUSED = {
     "batch not first": (
         lambda: Calling([Turned(6)], lambda x, a: a(x).transpose(0, 1)), "layers", "first axis must be the batch"
     ),
-    "no such module": (lambda: Calling(residuals(), straight), "encoder.*no module of Calling; it has stem"),
+    "no such module": (lambda: Calling(residuals(), straight), "encoder", "encoder.*no module of Calling; it has"),
     "a container without blocks": (lambda: Calling(residuals(), straight), "pool", "names no blocks"),
     "features of four axes": (
         lambda: Calling(residuals(), straight), "layers", "features are a tensor of .*batch, num_features",
