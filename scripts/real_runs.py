@@ -6,15 +6,13 @@ side (`--jobs`), in order of value until `--minutes` are over; what is finished 
 --records, so that the same call goes on where the last one stopped.
 
     python scripts/real_runs.py --weights tf_efficientnet_lite0_in1k.safetensors --data .data --jobs 2
-    python scripts/real_runs.py --tiny      # a rehearsal of all jobs in seconds, on drawn images and random weights
+    python scripts/real_runs.py --tiny      # a rehearsal in small, with lab-resnet on the digits
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
-import subprocess
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -22,9 +20,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+import torch
+
+import subtuning_lab as lab
+from subtuning_lab.baselines.compare import RANDOM_SIZE
+from subtuning_lab.report.machine import commit, machine_line
 
 NETWORK = "tf_efficientnet_lite0"
-METHODS = ("linear probing", "full finetuning", "LP-FT", "BitFit", "random subset of the same size")
+METHODS = ("linear probing", "full finetuning", "LP-FT", "BitFit", RANDOM_SIZE)
 PROFILE, BEST_BLOCK, BEST_WINDOW, GREEDY = "profile", "best block", "best window", "greedy"
 #: of the tables, after what the rows are about and before who computed them
 COLUMNS = ["method", "label", "kind", "position", "blocks", "params", "accuracy", "std", "n", "trainings", "settings"]
@@ -55,9 +58,9 @@ def plan() -> list[Job]:
         [("low_data", "caltech101", 505, 96)],
         [("low_data", "caltech101", 202, 96), ("low_data", "caltech101", 1010, 96)],
         [("low_data", "cifar10", n, 64) for n in (100, 1000)],
-        [("shift", task, 505, 96) for task in shifts[:3]],
+        [("low_data_shifted", task, 505, 96) for task in shifts[:3]],
         [("low_data", "cifar10", 300, 64), ("low_data", "caltech101", 2020, 96)],
-        [("shift", task, 505, 96) for task in shifts[3:]],
+        [("low_data_shifted", task, 505, 96) for task in shifts[3:]],
         [("low_data", "cifar10", 5000, 64)],
     ]
     return [
@@ -142,13 +145,7 @@ def report(job: Job, future: Future, out: Path, seconds: float) -> None:
 
 def run(job: Job, given: argparse.Namespace) -> pd.DataFrame:
     """The rows of one job."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import torch
-
-    torch.set_num_threads(1)
-    import subtuning_lab as lab
-    from subtuning_lab.report.machine import machine_line
-
+    torch.set_num_threads(1)  # jobs run side by side
     start = time.perf_counter()
     network = "lab-resnet" if given.tiny else NETWORK
     backbone = lab.load_backbone(network, "pretrained" if given.tiny else given.weights)
@@ -157,7 +154,7 @@ def run(job: Job, given: argparse.Namespace) -> pd.DataFrame:
     study = lab.Study(
         backbone,
         task,
-        recipes(lab, given, job.pixels),
+        recipes(given, job.pixels),
         folds=given.folds,
         seeds=(job.seed,),
         records=given.records / f"{job.name}.sqlite",
@@ -188,27 +185,17 @@ def run(job: Job, given: argparse.Namespace) -> pd.DataFrame:
         "search": "raced",
     }
     how = {"seconds": round(time.perf_counter() - start, 1), "machine": machine_line(), "commit": commit()}
-    return pd.DataFrame(facts, index=rows.index).join(rows).assign(**how, command=" ".join(["python", *_said()]))
+    how["command"] = " ".join(["python", "scripts/real_runs.py", *sys.argv[1:]])
+    return pd.DataFrame(facts, index=rows.index).join(rows).assign(**how)
 
 
-def recipes(lab: object, given: argparse.Namespace, pixels: int) -> list:
+def recipes(given: argparse.Namespace, pixels: int) -> list[lab.Recipe]:
     """The grid that every method chooses from; without augmentation the frozen trunk is computed once."""
     recipe = lab.Recipe(
         epochs=given.epochs, batch_size=given.batch_size, image_size=pixels, precision=given.precision
     )
     lrs, head_lrs = ([float(rate) for rate in text.split(",")] for text in (given.lrs, given.head_lrs))
     return lab.recipe_grid(recipe, lr=lrs, head_lr=head_lrs, bn=["batch", "frozen"])
-
-
-def commit() -> str:
-    """The commit that runs, where git knows it."""
-    told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return told.stdout.strip() or os.environ.get("COMMIT", "unknown")
-
-
-def _said() -> list[str]:
-    """The command line without what is no part of the result: places and numbers of processes."""
-    return ["scripts/real_runs.py", *sys.argv[1:]]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 import subtuning_lab as lab
-from subtuning_lab.report.machine import machine_line
+from subtuning_lab.report.machine import commit, machine_line
 
 NETWORK = "cifar_resnet20"
 SHIFTS = ("gaussian_noise@5", "contrast@5", "defocus_blur@5")
@@ -38,7 +38,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--records", type=Path, default=Path("runs/stages.sqlite"))
     parser.add_argument("--out", type=Path, default=Path("results/shift.csv"))
-    parser.add_argument("--commit", default="", help="noted in the table")
     given = parser.parse_args()
     given.records.parent.mkdir(parents=True, exist_ok=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +57,7 @@ def main() -> None:
         rows = rows.assign(train_images=place["train_size"], seed=place["repeat"])
         rows = rows.assign(test_images=len(study.task.test), epochs=given.epochs, batch_size=given.batch_size)
         command = " ".join(["python", "scripts/stage_runs.py", *sys.argv[1:]])
-        tables.append(rows.assign(machine=machine_line(), commit=given.commit, command=command))
+        tables.append(rows.assign(machine=machine_line(), commit=commit(), command=command))
         pd.concat(tables).to_csv(given.out, index=False, float_format="%.6g")
         told = rows.groupby("stage")["test_accuracy"].mean().round(3).to_dict()
         print(place, told, f"{time.process_time() - start:.0f} s of processor time", flush=True)

@@ -25,8 +25,9 @@ _CASES = Table(("claim", "notebook", "network", "where", "unit"), ("difference",
 _HEAD = """# What real networks say to the paper's claims
 
 Made by `subtuning-lab verdicts --write docs/verdicts.md` from the tables in [results](results), whose rows name
-network, data, seed, machine, commit and command. A case speaks for a claim where the 95 % interval of the difference
-(Student's t over n repetitions) lies above 0, against it where it lies below; ± is half of the interval. *Not shown*
+network, data, seed, machine, commit and command. A case speaks for a claim where the interval of the difference lies
+above 0, against it where it lies below; ± is half of the interval: 95 % by Student's t over n repetitions, for rank
+correlations 95 % by bootstrap over n blocks, for times the quartiles of n passes of one run. *Not shown*
 says that no case decides for the claim, which is no proof of the contrary: three repetitions tell apart differences of
 about five points. Differences of accuracies are in points. The notebooks try each claim on small networks, too; what
 they show there is not counted here.
@@ -158,7 +159,7 @@ def _ahead(method: str, other: str, least: int = 0, most: int = 10**9) -> Judge:
 
 
 def _profiles_differ(folder: Path) -> Iterator[Case]:
-    """What a task loses if it takes the best block of another task's profile."""
+    """What a task loses if it takes another task's best block; optimistic, since its own best was chosen there."""
     table = pd.read_csv(folder / "profiles.csv")
     table = table[table["kind"] == "blocks"]
     for network, rows in table.groupby("network", sort=False):

@@ -22,7 +22,7 @@ def plot_cases(cases: Annotated[pd.DataFrame, CASES], ax: Annotated[Axes | None,
         cases: rows of `claim_cases`, of one claim that was tried.
 
     Returns:
-        The axes; bars are 95 % intervals.
+        The axes; bars are the intervals of the table.
 
     Raises:
         ValueError: several claims, or one that nothing was tried of.
@@ -33,7 +33,8 @@ def plot_cases(cases: Annotated[pd.DataFrame, CASES], ax: Annotated[Axes | None,
     if tried.empty:
         raise ValueError(f"nothing was tried of {claims[0]!r}; there is nothing to plot")
     ax = style.axes_of(ax, 7.6, 1.3 + 0.34 * len(tried))
-    scale = 100 if (tried["unit"] == "points").all() else 1
+    in_points = (tried["unit"] == "points").all()
+    scale, bars = (100, "95 % intervals") if in_points else (1, "intervals as in docs/verdicts.md")
     for place, case in enumerate(tried.itertuples()):
         colour = style.BLUE if case.low > 0 else style.ORANGE if case.high < 0 else style.DARK
         ends = [[scale * (case.difference - case.low)], [scale * (case.high - case.difference)]]
@@ -42,4 +43,4 @@ def plot_cases(cases: Annotated[pd.DataFrame, CASES], ax: Annotated[Axes | None,
     ax.set_yticks(range(len(tried)), [f"{case.where}  (n = {int(case.n)})" for case in tried.itertuples()])
     ax.set_ylim(-0.6, len(tried) - 0.4)
     ax.set_xlabel("difference in points" if scale == 100 else str(tried["unit"].iloc[0]))
-    return style.finish(ax, f"{claims[0]}\n{'; '.join(tried['network'].unique())}; bars: 95 % intervals")
+    return style.finish(ax, f"{claims[0]}\n{'; '.join(tried['network'].unique())}; bars: {bars}")
