@@ -223,7 +223,7 @@ class RealPanel(Panel):
         tried = self._chosen.dropna(subset=["difference"])
         self.figure.layout.display = None if len(tried) else "none"
         if len(tried):
-            self.figure.draw(lambda ax: plot_cases(tried, ax), 7.6, 1.3 + 0.34 * len(tried))
+            self.figure.draw(lambda ax: plot_cases(tried, ax), 9.4, 1.6 + 0.34 * len(tried))
         self.say(self.facts)
 
 

@@ -32,7 +32,7 @@ def plot_cases(cases: Annotated[pd.DataFrame, CASES], ax: Annotated[Axes | None,
         raise ValueError(f"cases are of {len(claims)} claims; give those of one, e.g. {claims[0]!r}")
     if tried.empty:
         raise ValueError(f"nothing was tried of {claims[0]!r}; there is nothing to plot")
-    ax = style.axes_of(ax, 7.6, 1.3 + 0.34 * len(tried))
+    ax = style.axes_of(ax, 9.4, 1.6 + 0.34 * len(tried))
     in_points = (tried["unit"] == "points").all()
     scale, bars = (100, "95 % intervals") if in_points else (1, "intervals as in docs/verdicts.md")
     for place, case in enumerate(tried.itertuples()):
@@ -40,7 +40,11 @@ def plot_cases(cases: Annotated[pd.DataFrame, CASES], ax: Annotated[Axes | None,
         ends = [[scale * (case.difference - case.low)], [scale * (case.high - case.difference)]]
         ax.errorbar([scale * case.difference], [place], xerr=ends, color=colour, marker="o", capsize=3, linewidth=1.8)
     ax.axvline(0, color=style.DARK, linewidth=0.8, linestyle=":")
-    ax.set_yticks(range(len(tried)), [f"{case.where}  (n = {int(case.n)})" for case in tried.itertuples()])
+    networks = tried["network"][::-1].unique()
+    labels = [f"{case.where}  (n = {int(case.n)})" for case in tried.itertuples()]
+    if len(networks) > 1:
+        labels = [f"{name.split()[0]}: {label}" for name, label in zip(tried["network"], labels, strict=True)]
+    ax.set_yticks(range(len(tried)), labels)
     ax.set_ylim(-0.6, len(tried) - 0.4)
     ax.set_xlabel("difference in points" if scale == 100 else str(tried["unit"].iloc[0]))
-    return style.finish(ax, f"{claims[0]}\n{'; '.join(tried['network'].unique())}; bars: {bars}")
+    return style.finish(ax, "\n".join([claims[0], *networks, f"bars: {bars}"]))

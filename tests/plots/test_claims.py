@@ -24,6 +24,13 @@ def test_cases_stand_from_top_to_bottom_in_points():
     assert ends[:, 0] == pytest.approx([-30, -10])
 
 
+def test_cases_of_several_networks_name_theirs():
+    rows = pd.concat([table(("here", 0.1, 0.0, 0.2)).assign(network="one large"), table(("there", 0.1, 0.0, 0.2))])
+    ax = plot_cases(rows)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["net: there  (n = 3)", "one: here  (n = 3)"]
+    assert ax.get_title().split("\n")[1:3] == ["one large", "net"]
+
+
 def test_only_one_claim_that_was_tried_is_drawn():
     with pytest.raises(ValueError, match="nothing was tried"):
         plot_cases(table(("nowhere", float("nan"), float("nan"), float("nan"))))
